@@ -1,0 +1,199 @@
+"""Which classes every mask of a split shows: read once in parallel, validated, and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+from datasets.files import FileDataset, describe_size_mismatch
+from datasets.tasks import IGNORE_INDEX
+
+logger = logging.getLogger(__name__)
+
+CACHE_VERSION = 1
+MAX_PROBLEMS = 10
+_EXIF_ORIENTATION = 0x0112
+
+
+class MaskEntry(NamedTuple):
+    """What is known of a valid mask file: its size, its change time, and the data set ids that it shows."""
+
+    num_bytes: int
+    mtime_ns: int
+    classes: frozenset[int]
+
+
+class MaskJob(NamedTuple):
+    """One mask to read, with its image. Paths are strings because those pickle faster."""
+
+    image_path: str
+    mask_path: str
+    num_classes: int
+
+
+def index_classes(
+    dataset: FileDataset, cache_dir: Path | None, num_workers: int, progress: bool = True
+) -> dict[str, frozenset[int]]:
+    """Image id -> data set ids that its mask shows (255 left out, 0 may be in), in the order of the data set.
+
+    Masks whose size and change time are those of the cache file are not read again. A cache that cannot be read
+    or written costs a logged warning, never the result.
+
+    Args:
+        cache_dir: folder of the cache file, made if needed; None keeps no cache.
+        num_workers: processes that decode masks; 0 or 1 decodes in this process.
+        progress: shows a progress bar while masks are read.
+
+    Raises:
+        FileNotFoundError: a mask has vanished.
+        ValueError: masks that cannot be decoded, hold an id that the data set has not, or differ from their
+            image in size. Names up to 10 files.
+    """
+    cache_path = None if cache_dir is None else cache_dir / _name_cache(dataset)
+    cached = {} if cache_path is None else _load_cache(cache_path, len(dataset.classes))
+
+    stats = {image_id: os.stat(mask) for image_id, (_, mask) in dataset.samples.items()}  # noqa: PTH116 - faster
+    known = {
+        image_id: cached[image_id]
+        for image_id, stat in stats.items()
+        if image_id in cached and cached[image_id][:2] == (stat.st_size, stat.st_mtime_ns)
+    }
+    todo = [image_id for image_id in stats if image_id not in known]
+    problems: list[str] = []
+    with closing(_read_masks(dataset, todo, num_workers, progress)) as results:
+        for image_id, result in zip(todo, results, strict=True):
+            if isinstance(result, str):
+                problems.append(result)
+                if len(problems) == MAX_PROBLEMS:
+                    break
+            else:
+                stat = stats[image_id]
+                known[image_id] = MaskEntry(stat.st_size, stat.st_mtime_ns, frozenset(result))
+    if cache_path is not None and known != cached:
+        _save_cache(cache_path, known, len(dataset.classes))
+    if problems:
+        count = f"the first {MAX_PROBLEMS}" if len(problems) == MAX_PROBLEMS else str(len(problems))
+        raise ValueError("\n".join([f"{dataset.name} {dataset.split}: wrong files ({count}):", *problems]))
+    return {image_id: known[image_id].classes for image_id in stats}
+
+
+def _read_masks(
+    dataset: FileDataset, image_ids: Sequence[str], num_workers: int, progress: bool
+) -> Generator[list[int] | str, None, None]:
+    """For every id, in order, what `_read_mask` says. Closing the generator stops the workers."""
+    pairs = [dataset.samples[image_id] for image_id in image_ids]
+    jobs = [MaskJob(str(image), str(mask), len(dataset.classes)) for image, mask in pairs]
+    num_workers = min(num_workers, len(jobs))
+    description = f"reading masks ({dataset.name} {dataset.split})"
+    with tqdm(total=len(jobs), desc=description, unit="mask", disable=not progress or not jobs) as bar:
+        if num_workers <= 1:
+            for job in jobs:
+                yield _read_mask(job)
+                bar.update()
+            return
+        # Four chunks a worker keep all of them busy to the end; a chunk costs one message each way.
+        chunksize = max(1, min(64, len(jobs) // (4 * num_workers)))
+        with ProcessPoolExecutor(num_workers) as executor:
+            for result in executor.map(_read_mask, jobs, chunksize=chunksize):
+                yield result
+                bar.update()
+
+
+def _read_mask(job: MaskJob) -> list[int] | str:
+    """The data set ids that a mask shows, 255 left out; or what is wrong with it, in words."""
+    path = job.mask_path
+    try:
+        with Image.open(path) as mask:
+            if mask.mode not in ("L", "P"):
+                return f"{path}: a mask must be an 8-bit palette or grey PNG of class ids; found mode {mask.mode}"
+            mask_size = mask.size
+            # A histogram counts the bytes in C, without a copy as wide integers.
+            ids = [i for i, count in enumerate(mask.histogram()) if count and i != IGNORE_INDEX]
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"{path}: not a mask that Pillow can decode ({error})"
+    unknown = [i for i in ids if i >= job.num_classes]
+    if unknown:
+        return f"{path}: found ids {unknown}; allowed are 0 to {job.num_classes - 1}, and {IGNORE_INDEX}"
+    try:
+        image_size = _read_image_size(job.image_path)
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"{job.image_path}: not an image that Pillow can open ({error})"
+    if image_size != mask_size:
+        return describe_size_mismatch(job.image_path, image_size, path, mask_size)
+    return ids
+
+
+def _read_image_size(path: str) -> tuple[int, int]:
+    """(width, height) of an image once it is turned upright; reads the header only."""
+    with Image.open(path) as image:
+        width, height = image.size
+        # Without the check, Pillow would decode a whole PNG to look for EXIF data behind the pixels.
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if "exif" in image.info else 1
+    # Orientations 5 to 8 lie on their side.
+    return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+
+
+def _name_cache(dataset: FileDataset) -> str:
+    """One cache file for each name, split and place of a data set."""
+    folders = sorted({str(mask.parent.absolute()) for _, mask in dataset.samples.values()})
+    digest = hashlib.sha256("\n".join(folders).encode()).hexdigest()[:16]
+    return f"classes_{dataset.name}_{dataset.split}_{digest}.json"
+
+
+def _load_cache(path: Path, num_classes: int) -> dict[str, MaskEntry]:
+    """Entries of a cache file; none where there is no file, another range of ids, or something wrong with it."""
+    try:
+        content = json.loads(path.read_bytes())
+        if (content["version"], content["num_classes"]) != (CACHE_VERSION, num_classes):
+            return {}
+        entries = {
+            image_id: MaskEntry(int(num_bytes), int(mtime_ns), frozenset(classes))
+            for image_id, (num_bytes, mtime_ns, classes) in content["masks"].items()
+        }
+        allowed = frozenset(range(num_classes))
+        wrong = next((i for i, entry in entries.items() if not entry.classes <= allowed), None)
+        if wrong is not None:
+            raise ValueError(f"wrong ids for {wrong}")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s: unreadable cache of classes (%s); reading the masks again", path, error)
+        return {}
+    return entries
+
+
+def _save_cache(path: Path, entries: dict[str, MaskEntry], num_classes: int) -> None:
+    content = {
+        "version": CACHE_VERSION,
+        "num_classes": num_classes,
+        "masks": {
+            i: [entry.num_bytes, entry.mtime_ns, sorted(entry.classes)] for i, entry in entries.items()
+        },
+    }
+    # Several jobs may write at once: each writes a file of its own, and the last rename wins.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("w") as file:
+                json.dump(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning(
+            "%s: cannot write the cache of classes (%s); the next run reads all masks", path, error
+        )

@@ -1,0 +1,171 @@
+"""A step's training images with the labels that the step may see, and the validation images."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from datasets import SegmentationDataset
+from datasets.selection import select_images
+from datasets.tasks import IGNORE_INDEX, Step, Task
+from datasets.transforms import EvaluateTransform, TrainTransform
+
+__all__ = ["StepDataset", "TrainSampler", "ValidationDataset", "select_images", "select_training_images"]
+
+Table = npt.NDArray[np.uint8]
+
+
+def select_training_images(
+    image_classes: Mapping[str, Collection[int]], task: Task, step: Step, setting: str, train_on: str
+) -> list[str]:
+    """Ids of the images that step `step` trains on: its own, or with train_on='seen' those of every step so far."""
+    first = 0 if train_on == "seen" else step.index
+    chosen = {
+        image_id
+        for index in range(first, step.index + 1)
+        for image_id in select_images(image_classes, task, index, setting)
+    }
+    return [image_id for image_id in image_classes if image_id in chosen]
+
+
+def training_table(task: Task, step: Step, train_on: str) -> Table:
+    """Table (256,) uint8 from data set ids to the labels of a step: its classes', or all seen ones'; else 0."""
+    table = task.remap_table()
+    labelled = step.seen_classes if train_on == "seen" else step.new_classes
+    table[~np.isin(table, [*labelled, IGNORE_INDEX])] = 0
+    return table
+
+
+def evaluation_table(task: Task, step: Step, future: str, background_is_void: bool) -> Table:
+    """Table (256,) uint8 from data set ids to evaluation labels: seen classes keep their contiguous ids.
+
+    Classes not yet learned become 255 (future='ignore') or 0 ('background'); data set id 0 becomes 255 where
+    it is void (ADE20K).
+    """
+    table = task.remap_table()
+    is_future = (table >= step.num_classes) & (table != IGNORE_INDEX)
+    table[is_future] = IGNORE_INDEX if future == "ignore" else 0
+    if background_is_void:
+        table[0] = IGNORE_INDEX
+    return table
+
+
+class StepDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Augmented images (3,crop,crop) and labels (crop,crop) of one step, uint8.
+
+    Indexed by (epoch, index): what a sample looks like depends on (seed, step, epoch, index) and on nothing
+    else, so neither on the number of workers nor on where a run was resumed.
+    """
+
+    def __init__(
+        self,
+        source: SegmentationDataset,
+        image_ids: Sequence[str],
+        table: Table,
+        transform: TrainTransform,
+        seed: int,
+        step: int,
+    ) -> None:
+        self.source = source
+        self.image_ids = image_ids
+        self.table = table
+        self.transform = transform
+        self.seed = seed
+        self.step = step
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        image, label = self.source.read(self.image_ids[index])
+        return self.transform(image, self.table[label], make_generator(self.seed, self.step, epoch, index))
+
+
+class ValidationDataset(Dataset[tuple[Tensor, Tensor]]):
+    """One rank's share of the validation images with their evaluation labels, uint8."""
+
+    def __init__(
+        self,
+        source: SegmentationDataset,
+        image_ids: Sequence[str],
+        table: Table,
+        transform: EvaluateTransform,
+    ) -> None:
+        self.source = source
+        self.image_ids = image_ids
+        self.table = table
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, label = self.source.read(self.image_ids[index])
+        return self.transform(image, self.table[label])
+
+
+class TrainSampler(Sampler[list[tuple[int, int]]]):
+    """One rank's micro-batches of (epoch, index) over all epochs of a step.
+
+    Every epoch is a permutation from (seed, step, epoch), cut into global batches, the remainder dropped; a
+    step with fewer images than a batch repeats them to fill one. A global batch is cut into ranks, a rank's
+    share into micro-batches: together they hold the same images whatever the cut.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        num_epochs: int,
+        *,
+        seed: int,
+        step: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        assert batch_size % (world_size * accumulate) == 0
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.num_epochs = num_epochs
+        self.seed = seed
+        self.step = step
+        self.rank = rank
+        self.rank_batch_size = batch_size // world_size
+        self.accumulate = accumulate
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Optimiser updates in one pass over the images."""
+        return max(1, self.num_images // self.batch_size)
+
+    @property
+    def num_iterations(self) -> int:
+        """Optimiser updates in the step."""
+        return self.num_epochs * self.iterations_per_epoch
+
+    def __len__(self) -> int:
+        return self.num_iterations * self.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        micro = self.rank_batch_size // self.accumulate
+        for epoch in range(self.num_epochs):
+            order = torch.randperm(
+                self.num_images, generator=make_generator(self.seed, self.step, epoch)
+            ).tolist()
+            while len(order) < self.batch_size:
+                order += order[: self.batch_size - len(order)]
+            for iteration in range(self.iterations_per_epoch):
+                first = iteration * self.batch_size + self.rank * self.rank_batch_size
+                for start in range(first, first + self.rank_batch_size, micro):
+                    yield [(epoch, index) for index in order[start : start + micro]]
+
+
+def make_generator(*key: int) -> torch.Generator:
+    """Return a generator that depends on the key alone; equal keys give equal numbers."""
+    state = np.random.SeedSequence(key).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))

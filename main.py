@@ -1,0 +1,65 @@
+"""Train every step of a class-incremental segmentation task: python main.py --config FILE --log NAME."""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Read the command line. Heavy imports wait until it is known to be right."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="A rerun of the same command continues after the last finished step. Several processes: "
+        "torchrun --nproc_per_node=N main.py --config FILE --log NAME",
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML file, such as configs/demo.yaml")
+    parser.add_argument(
+        "--log", help="name of the run: results go to OUTPUT_DIR/NAME (default: the config's name)"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY.SUB=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override a field of the config, as in --set train.batch_size=8 (repeatable)",
+    )
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if any"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print what would run, and exit"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of user errors")
+    # torch.distributed.launch passes this on top of the environment that torchrun sets.
+    parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser, parser.parse_args()
+
+
+def main() -> None:
+    """Arguments → Config → plan → run; errors a user can mend end in one clear message and exit code 2."""
+    parser, args = parse_arguments()
+    from trainer.plan import describe, prepare
+    from trainer.run import run
+    from utils.config import load_config
+    from utils.distributed import process_group
+
+    try:
+        config = load_config(args.config, args.overrides, log=args.log)
+        if not config.log:
+            config = load_config(args.config, args.overrides, log=args.config.stem)
+        with process_group(args.device) as worker:
+            plan = prepare(config, worker)
+            if not args.dry_run:
+                run(plan, worker)
+            elif worker.is_main:
+                print(describe(plan, worker))
+    except (ValueError, OSError, ImportError) as error:
+        if args.debug:
+            raise
+        # Ranks raise alike, and one of them says so.
+        parser.exit(2, f"error: {error}\n" if os.environ.get("RANK", "0") == "0" else None)
+
+
+if __name__ == "__main__":
+    main()

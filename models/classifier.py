@@ -1,0 +1,38 @@
+"""A 1x1 classifier that grows by one head a step."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GrowingClassifier(nn.Module):
+    """One 1x1 convolution a step, applied as one; row k of all heads together is the token of class k.
+
+    in_channels: D. num_classes: classes of each step so far, background counted in the first.
+    """
+
+    def __init__(self, in_channels: int, num_classes: list[int]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Conv2d(in_channels, count, kernel_size=1) for count in num_classes)
+
+    def grow(self, num_new: int, weight_transfer: bool) -> None:
+        """Append a head of `num_new` classes, copied from the background's row if `weight_transfer`."""
+        weight, bias = self.class_tokens(), self._bias()
+        head = nn.Conv2d(weight.shape[1], num_new, kernel_size=1, device=weight.device, dtype=weight.dtype)
+        if weight_transfer:
+            with torch.no_grad():
+                head.weight.copy_(weight[:1, :, None, None].expand_as(head.weight))
+                head.get_parameter("bias").copy_(bias[:1].expand(num_new))
+        self.heads.append(head)
+
+    def class_tokens(self) -> Tensor:
+        """Return (K,D), the classifier's rows."""
+        return torch.cat([head.get_parameter("weight").flatten(1) for head in self.heads])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B,D,h,w) -> (B,K,h,w)."""
+        return F.conv2d(features, self.class_tokens()[:, :, None, None], self._bias())
+
+    def _bias(self) -> Tensor:
+        """(K,)."""
+        return torch.cat([head.get_parameter("bias") for head in self.heads])

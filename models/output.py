@@ -1,0 +1,20 @@
+"""What every model returns."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class SegOutput(NamedTuple):
+    """One forward pass; K classes known to the model, (h,w) its feature grid.
+
+    logits: (B,K,H,W) at image size; grid_logits: (B,K,h,w) before upsampling; features: (B,D,h,w), what
+    feature distillation compares; class_tokens: (K,D), one vector a class; class_embeddings: (B,K,D) where
+    the model decodes classes per image, else None.
+    """
+
+    logits: Tensor
+    grid_logits: Tensor
+    features: Tensor
+    class_tokens: Tensor
+    class_embeddings: Tensor | None

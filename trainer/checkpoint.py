@@ -1,0 +1,62 @@
+"""A finished step on disk: the model's weights and what describes them."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import DeepLabV3, build_model
+from utils.config import Config
+from utils.files import open_atomic
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """Path of the checkpoint of a finished step."""
+    return run_dir / "checkpoints" / f"step_{step}.pth"
+
+
+def save_checkpoint(path: Path, model: DeepLabV3, **description: Any) -> None:
+    """Write weights and description (plain values) in one move; raises OSError, an older file staying intact."""
+    with open_atomic(path) as file:
+        torch.save({"model": model.state_dict(), **description}, file)
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint; no code in it is executed. Raises FileNotFoundError or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: the checkpoint is missing; restore it, or delete the later ones and rerun"
+        )
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a readable checkpoint ({error}); delete it and rerun its step"
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"model", "num_classes", "step"} <= checkpoint.keys():
+        raise ValueError(f"{path}: not a checkpoint of this code: it lacks model, num_classes or step")
+    return checkpoint
+
+
+def new_model(config: Config, num_classes: list[int], pretrained: bool | str = False) -> DeepLabV3:
+    """Build the configured model with the classes of each step so far (background in the first)."""
+    return build_model(
+        config.model.name,
+        num_classes,
+        backbone=config.model.backbone,
+        pretrained=pretrained,
+        output_stride=config.model.output_stride,
+        channels=config.model.channels,
+    )
+
+
+def restore_model(config: Config, path: Path, device: torch.device | str = "cpu") -> DeepLabV3:
+    """Build the model that a checkpoint holds and load its weights; raises as `load_checkpoint`."""
+    checkpoint = load_checkpoint(path)
+    model = new_model(config, checkpoint["num_classes"])
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{path}: its weights do not fit the configured model: {error}") from error
+    return model.to(device)

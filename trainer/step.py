@@ -1,0 +1,214 @@
+"""One incremental-learning step: its loop, from batches to trained weights."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from datasets.incremental import StepDataset, TrainSampler
+from datasets.tasks import Step
+from losses.objective import Objective
+from losses.pseudo_label import SelectivePseudoLabel
+from models import DeepLabV3
+from trainer.evaluate import autocast
+from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
+from utils.config import Config
+from utils.distributed import Worker
+from utils.logging import RunLog
+
+
+class NonFiniteLossError(RuntimeError):
+    """A term of the loss is infinite or not a number: the weights from there on are worth nothing."""
+
+
+def build_objective(config: Config, step: Step) -> Objective:
+    """Return the terms of a step: cross-entropy alone in the base step, what the config switches on later."""
+    if step.index == 0:
+        return Objective()
+    loss = config.loss
+    pseudo_label = SelectivePseudoLabel(loss.pseudo_label.threshold) if loss.pseudo_label.enabled else None
+    return Objective(
+        pseudo_label=pseudo_label,
+        pseudo_label_weight=loss.pseudo_label.weight,
+        feature_distillation_weight=loss.feature_distillation.weight
+        if loss.feature_distillation.enabled
+        else None,
+        output_distillation_weight=loss.output_distillation.weight
+        if loss.output_distillation.enabled
+        else None,
+        orthogonal_weight=loss.orthogonal.weight if loss.orthogonal.enabled else None,
+        num_new=step.num_new,
+    )
+
+
+def train_step(
+    model: DeepLabV3,
+    old_model: DeepLabV3 | None,
+    objective: Objective,
+    dataset: StepDataset,
+    sampler: TrainSampler,
+    step: Step,
+    config: Config,
+    worker: Worker,
+    log: RunLog,
+    first_iteration: int = 0,
+) -> float:
+    """Train `model` in place on the step's images and return the seconds it took.
+
+    old_model: the frozen model of the step before, None where no term of the objective looks at it.
+    first_iteration: the run's iterations before this step, for the curves.
+    Raises NonFiniteLossError naming iteration and term.
+    """
+    train = config.train
+    model.train()
+    if step.index > 0 and train.freeze_bn:
+        freeze_batch_norm(model)
+    lr = train.lr_base if step.index == 0 else train.lr_incremental
+    optimizer = build_optimizer(model, train, lr)
+    schedule = build_schedule(optimizer, train.schedule, sampler.num_iterations)
+    scaler = torch.amp.GradScaler(worker.device.type, enabled=train.amp == "fp16")
+    if train.channels_last:
+        for network in (model, old_model):
+            if network is not None:
+                network.to(memory_format=torch.channels_last)
+    parallel_model = wrap_model(model, config, worker)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=config.data.num_workers,
+        pin_memory=worker.device.type == "cuda",
+    )
+    history = History(step.index, first_iteration, config, worker, log)
+    started = time.monotonic()
+    with log.progress(f"step {step.index}", sampler.num_iterations) as bar:
+        for iteration, micro_batches in enumerate(group(loader, train.accumulate)):
+            batches = [move(batch, worker.device, train.channels_last) for batch in micro_batches]
+            terms = backward(parallel_model, old_model, objective, batches, scaler, config, worker)
+            if train.clip_grad_norm is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            history.add(terms)
+            if (iteration + 1) % config.logging.every == 0 or iteration + 1 == sampler.num_iterations:
+                history.flush(
+                    iteration, iteration // sampler.iterations_per_epoch, schedule.get_last_lr()[0], bar
+                )
+            schedule.step()
+            bar.update()
+    return time.monotonic() - started
+
+
+def backward(
+    model: nn.Module,
+    old_model: nn.Module | None,
+    objective: Objective,
+    batches: list[tuple[Tensor, Tensor]],
+    scaler: torch.amp.GradScaler,
+    config: Config,
+    worker: Worker,
+) -> dict[str, Tensor]:
+    """Leave the gradient of the global batch in the model; return this rank's share of every term.
+
+    batches: this rank's micro-batches of images (B,3,H,W) and labels (B,H,W). The means of the objective run
+    over all ranks and micro-batches, so their counts come first; old outputs wait for them.
+    """
+    old_outputs = [None] * len(batches)
+    if objective.needs_old_model:
+        assert old_model is not None
+        with torch.no_grad(), autocast(config.train.amp, worker.device):
+            old_outputs = [old_model(images) for images, _ in batches]
+    targets = [objective.prepare(labels, old) for (_, labels), old in zip(batches, old_outputs, strict=True)]
+    counts = worker.sum(torch.stack([target.counts for target in targets]).sum(dim=0))
+    share = 1 / (worker.world_size * len(batches))
+    totals: dict[str, Tensor] = {}
+    for index, (images, labels) in enumerate(batches):
+        is_last = index == len(batches) - 1
+        # Gradients travel between ranks once an iteration, with the last micro-batch.
+        waits = (
+            model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext()
+        )
+        with waits:
+            with autocast(config.train.amp, worker.device):
+                output = model(images)
+            terms = objective(output, old_outputs[index], labels, targets[index], counts, share)
+            loss = torch.stack(list(terms.values())).sum()
+            # DistributedDataParallel averages over ranks what has to be added up.
+            scaler.scale(loss * worker.world_size).backward()
+        for name, term in terms.items():
+            totals[name] = totals.get(name, 0) + term.detach()
+    return totals
+
+
+def wrap_model(model: DeepLabV3, config: Config, worker: Worker) -> nn.Module:
+    """Return the model as the loop calls it: gradient synchronisation, compilation."""
+    parallel: nn.Module = model
+    if worker.world_size > 1:
+        devices = [worker.device] if worker.device.type == "cuda" else None
+        parallel = DistributedDataParallel(model, device_ids=devices)
+    if config.train.compile:
+        parallel.compile()
+    return parallel
+
+
+def move(batch: tuple[Tensor, Tensor], device: torch.device, channels_last: bool) -> tuple[Tensor, Tensor]:
+    """Bring uint8 images and labels to the device; labels become int64 there."""
+    images, labels = (x.to(device, non_blocking=True) for x in batch)
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images, labels.long()
+
+
+def group(loader: DataLoader[Any], size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Yield lists of `size` consecutive batches."""
+    batches = iter(loader)
+    while chunk := list(itertools.islice(batches, size)):
+        yield chunk
+
+
+class History:
+    """Terms of the iterations since the last entry, kept on the device: one transfer an entry, none a step."""
+
+    def __init__(self, step: int, first_iteration: int, config: Config, worker: Worker, log: RunLog) -> None:
+        self.step = step
+        self.first_iteration = first_iteration
+        self.batch_size = config.train.batch_size
+        self.worker = worker
+        self.log = log
+        self.names: list[str] = []
+        self.values: list[Tensor] = []
+        self.since = time.monotonic()
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Remember one iteration's terms (this rank's shares)."""
+        self.names = list(terms)
+        self.values.append(torch.stack(list(terms.values())))
+
+    def flush(self, iteration: int, epoch: int, lr: float | Tensor, bar: Any) -> None:
+        """Write the means since the last entry; raises NonFiniteLossError where a term is not finite."""
+        values = self.worker.sum(torch.stack(self.values)).cpu()
+        first = iteration + 1 - len(values)
+        bad = (~values.isfinite()).nonzero()
+        if len(bad):
+            raise NonFiniteLossError(
+                f"step {self.step}, iteration {first + int(bad[0, 0])}: {self.names[int(bad[0, 1])]} is "
+                f"{float(values[tuple(bad[0])])}; nothing of this step was saved. Lower the learning rate, set "
+                "train.clip_grad_norm, or use train.amp bf16 or off"
+            )
+        seconds = time.monotonic() - self.since
+        terms = dict(zip(self.names, values.mean(dim=0).tolist(), strict=True))
+        speed = round(len(values) * self.batch_size / seconds, 1)
+        curves = {"loss": sum(terms.values()), **terms, "lr": float(lr), "images_per_second": speed}
+        self.log.metrics(self.step, self.first_iteration + iteration, curves, epoch=epoch)
+        bar.set_postfix(
+            {name: f"{value:.3f}" for name, value in terms.items()} | {"images/s": speed}, refresh=False
+        )
+        self.values = []
+        self.since = time.monotonic()

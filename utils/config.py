@@ -1,0 +1,347 @@
+"""The whole configuration of a run: one frozen, typed object, from YAML and `--set key.sub=value`."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+METHODS: dict[str, dict[str, Any]] = {
+    "mbs": {
+        "loss": {
+            "pseudo_label": {"enabled": True},
+            "feature_distillation": {"enabled": True},
+            "output_distillation": {"enabled": True},
+            "orthogonal": {"enabled": True},
+            "weight_transfer": True,
+        }
+    },
+    "finetune": {},
+    "joint": {"data": {"train_on": "seen"}},
+}
+"""What a method sets; a field that the file or `--set` names wins over it."""
+
+MAY_DIFFER = ("log", "output_dir", "data.num_workers", "logging")
+"""Fields (or sections) that cannot change a result: a run may be continued with other values."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ShapesConfig(Section):
+    num_train: int = Field(600, ge=1)
+    """Training images drawn."""
+    num_val: int = Field(100, ge=1)
+    """Validation images drawn."""
+    image_size: int = Field(96, ge=16)
+    """Side of an image, in pixels."""
+    seed: int = Field(0, ge=0)
+    """What is drawn; independent of the run's seed, so that seeds share their data."""
+
+
+class DataConfig(Section):
+    name: Literal["voc", "ade20k", "folder", "shapes"]
+    """The data set."""
+    root: Path = Path("data_root")
+    """Folder that holds VOCdevkit/, ADEChallengeData2016/, or images/, masks/ and classes.txt (`folder`)."""
+    num_workers: int = Field(4, ge=0)
+    """Processes that read images, a rank."""
+    train_on: Literal["step", "seen"] = "step"
+    """Images and labels a step learns from: its own classes', or those of every class so far (`joint`)."""
+    shapes: ShapesConfig = ShapesConfig()
+    """What `name: shapes` draws."""
+
+
+class ModelConfig(Section):
+    name: Literal["deeplabv3"] = "deeplabv3"
+    """The architecture."""
+    backbone: str = "resnet101"
+    """Any timm model with feature maps at the output stride."""
+    pretrained: bool | str = True
+    """ImageNet weights of the backbone: true fetches timm's, a path reads a state dict, false starts at random."""
+    output_stride: Literal[8, 16, 32] = 16
+    """Image size over feature grid size."""
+    channels: int = Field(256, ge=1)
+    """Channels of each ASPP branch and of the distilled features."""
+
+
+class TrainConfig(Section):
+    batch_size: int = Field(ge=1)
+    """Images an iteration, over all ranks and accumulated micro-batches."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches that a rank's share of the batch is cut into, to save memory; the gradient is the same."""
+    num_epochs: int = Field(ge=1)
+    """Passes over a step's images."""
+    num_epochs_incremental: int | None = Field(None, ge=1)
+    """The same for incremental steps, where it differs."""
+    crop_size: int = Field(ge=1)
+    """Side of the training crop and of the evaluation, in pixels."""
+    min_scale: float = Field(0.5, gt=0)
+    """Smallest random scale of a training image, 1 being its short side at the crop's."""
+    max_scale: float = Field(2.0, gt=0)
+    """Largest random scale of a training image."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The optimiser."""
+    lr_base: float = Field(gt=0)
+    """Learning rate of the backbone in the base step."""
+    lr_incremental: float = Field(gt=0)
+    """Learning rate of the backbone in incremental steps (absolute)."""
+    lr_head_factor: float = Field(10.0, gt=0)
+    """Factor on both for everything behind the backbone."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of SGD (beta 1 of AdamW)."""
+    nesterov: bool = False
+    """Nesterov's momentum (SGD)."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay of every parameter."""
+    schedule: Literal["poly", "constant", "cosine"] = "poly"
+    """Learning rate over the iterations of a step; poly has power 0.9."""
+    clip_grad_norm: float | None = Field(None, gt=0)
+    """Largest norm of the gradient; null does not clip."""
+    freeze_bn: bool = True
+    """Keep BatchNorm (statistics and affine) as the base step left it in incremental steps."""
+    sync_bn: bool = True
+    """BatchNorm statistics over all ranks (GPUs only)."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Mixed precision; fp16 scales the loss and needs a GPU."""
+    channels_last: bool = False
+    """Memory format of images and convolutions."""
+    compile: bool = False
+    """torch.compile the model."""
+
+    @field_validator("amp", mode="before")
+    @classmethod
+    def _off_is_not_false(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare off as false
+
+
+class PseudoLabelConfig(Section):
+    enabled: bool = False
+    """Selective pseudo-labelling of the background by the old model."""
+    weight: float = Field(1.0, ge=0)
+    """Weight of pseudo-labelled pixels in the cross-entropy; labelled ones have 1."""
+    threshold: float = Field(0.7, ge=0, le=1)
+    """Probability from which an old class is taken over."""
+
+
+class TermConfig(Section):
+    enabled: bool = False
+    """Whether the term takes part in incremental steps."""
+    weight: float = Field(1.0, ge=0)
+    """Its factor in the total loss."""
+
+
+class OutputDistillationConfig(TermConfig):
+    weight: float = Field(25.0, ge=0)
+    """λ; acts as λ/K, the distillation being a mean over channels."""
+
+
+class LossConfig(Section):
+    pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
+    """Selective pseudo-labelling."""
+    feature_distillation: TermConfig = TermConfig()
+    """Adaptive feature distillation."""
+    output_distillation: OutputDistillationConfig = OutputDistillationConfig()
+    """Label-guided output distillation."""
+    orthogonal: TermConfig = TermConfig()
+    """Orthogonal loss on the class tokens."""
+    weight_transfer: bool = False
+    """New classes start as copies of the background's classifier."""
+
+
+class EvaluateConfig(Section):
+    mode: Literal["center_crop", "whole"] = "center_crop"
+    """Short side to the crop and centre crop (the literature), or the whole image at its own label size."""
+    future: Literal["ignore", "background"] = "ignore"
+    """What pixels of classes not yet learned count as."""
+    batch_size: int = Field(8, ge=1)
+    """Images a forward pass, a rank (`whole` takes them one by one)."""
+
+
+class LoggingConfig(Section):
+    every: int = Field(10, ge=1)
+    """Iterations between two entries of metrics.jsonl and TensorBoard."""
+    num_panels: int = Field(4, ge=0)
+    """Validation images shown in TensorBoard after every step."""
+
+
+class Config(Section):
+    task: str | list[list[str]]
+    """'15-1' (15 classes, then one a step), 'offline', or lists of class names, one a step."""
+    class_order: str | list[int] | None = None
+    """Order in which a named task learns: data set ids, 0 first, or a published order such as '15-1_b' (VOC)."""
+    setting: Literal["overlap", "disjoint", "partitioned"] = "overlap"
+    """Which images serve a step."""
+    method: Literal["mbs", "finetune", "joint"] = "mbs"
+    """Preset of the terms below; a term set by hand wins over it."""
+    seed: int = Field(0, ge=0)
+    """Seed of weights, order and augmentation."""
+    log: str = Field("", pattern=r"^[^/\\]*$")
+    """Name of the run (`--log`)."""
+    output_dir: Path = Path("runs")
+    """Folder of the runs; this one's is output_dir/log."""
+    data: DataConfig
+    """The data set and how it is read."""
+    model: ModelConfig = ModelConfig()
+    """The network."""
+    train: TrainConfig
+    """Optimisation."""
+    loss: LossConfig = LossConfig()
+    """The parts of the method."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """The protocol of validation."""
+    logging: LoggingConfig = LoggingConfig()
+    """What is written while a run trains."""
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _task_is_no_number(cls, value: object) -> object:
+        if isinstance(value, int | float):
+            raise ValueError(
+                f"YAML read a number, {value}; write the task in quotes and with a dash, as '15-1'"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "Config":
+        problems = []
+        if self.train.min_scale > self.train.max_scale:
+            problems.append(
+                f"train.min_scale {self.train.min_scale} exceeds train.max_scale {self.train.max_scale}"
+            )
+        if self.train.nesterov and (self.train.optimizer != "sgd" or self.train.momentum == 0):
+            problems.append("train.nesterov needs train.optimizer sgd and a train.momentum above 0")
+        if self.class_order is not None and not isinstance(self.task, str):
+            problems.append(
+                "class_order goes with a named task such as '15-1'; lists of names have their own order"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run."""
+        return self.output_dir / self.log
+
+    def to_yaml(self) -> str:
+        """Return the whole configuration, presets applied, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: Path, overrides: Sequence[str] = (), log: str | None = None) -> Config:
+    """Read a YAML file, apply `key.sub=value` overrides and the method's preset, and validate the whole.
+
+    Raises FileNotFoundError or ValueError with one line for every problem found.
+    """
+    values = read_yaml(path)
+    problems: list[str] = []
+    overridden: list[str] = []
+    for override in overrides:
+        try:
+            key, value = parse_override(override)
+            _set(values, key, value)
+            overridden.append(key)
+        except ValueError as error:
+            problems.append(str(error))
+    if log is not None:
+        values["log"] = log
+    preset = METHODS.get(str(values.get("method", "mbs")), {})
+    try:
+        config = Config.model_validate(_merge(preset, values))
+    except ValidationError as error:
+        problems += [_describe(detail, path, overridden) for detail in error.errors()]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file; raises FileNotFoundError or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such config file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds {type(values).__name__}, expected a mapping of fields")
+    return values
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Split `key.sub=value`; the value is read as YAML. Raises ValueError."""
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ValueError(f"--set {override}: expected key.sub=value")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {override}: the value is not valid YAML: {error}") from error
+
+
+def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Return 'field: theirs → ours' for every field that may change a result and differs."""
+    ours_flat, theirs_flat = dict(_flatten(ours)), dict(_flatten(theirs))
+    fields = sorted(ours_flat.keys() | theirs_flat.keys())
+    return [
+        f"{field}: {theirs_flat.get(field)} → {ours_flat.get(field)}"
+        for field in fields
+        if ours_flat.get(field) != theirs_flat.get(field)
+        and not any(field == free or field.startswith(f"{free}.") for free in MAY_DIFFER)
+    ]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = base.get(key)
+        merged[key] = (
+            _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        )
+    return merged
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, field = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"--set {key}: '{section}' is not a section")
+    values[field] = value
+
+
+def _describe(error: Any, path: Path, overridden: Sequence[str]) -> str:
+    names = [str(part) for part in error["loc"]]
+    field = ".".join(names)
+    source = "--set" if any(field == key or field.startswith(f"{key}.") for key in overridden) else str(path)
+    if error["type"] == "extra_forbidden":
+        known = list(_section(names[:-1]).model_fields)
+        near = difflib.get_close_matches(names[-1], known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        return f"{source}: {field}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{source}: {field}: missing, has no default"
+    message = error["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(error["input"], dict | BaseModel) else f", found {error['input']!r}"
+    return f"{source}: {field + ': ' if field else ''}{message}{found}"
+
+
+def _section(names: Sequence[str]) -> type[BaseModel]:
+    section: type[BaseModel] = Config
+    for name in names:
+        annotation = section.model_fields[name].annotation
+        assert isinstance(annotation, type)
+        section = annotation
+    return section

@@ -1,0 +1,93 @@
+"""The process of a run among others: device, rank, and the few collectives the trainer needs."""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process of a run: its device, its rank, and how many there are."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the console."""
+        return self.rank == 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Return x added up over all ranks."""
+        if self.world_size > 1:
+            x = x.clone()
+            dist.all_reduce(x)
+        return x
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def main_only(self, function: Callable[[], T]) -> T:
+        """Run `function` in the main process and return its result, or raise its error, in all of them."""
+        if self.world_size == 1:
+            return function()
+        outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
+        if self.is_main:
+            try:
+                outcome = [(function(), None)]
+            except Exception as error:
+                outcome = [(None, error)]
+        dist.broadcast_object_list(outcome, src=0, device=self.device)
+        result, raised = outcome[0]
+        if raised is not None:
+            raise raised
+        return result  # type: ignore[return-value]
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Worker]:
+    """Join the process group that a launcher (torchrun) describes in the environment; alone without one.
+
+    device: 'auto' (a GPU where there is one), 'cpu' or 'cuda'. Raises ValueError for cuda without a GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no GPU here; use --device cpu or auto")
+    use_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if use_gpu and local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"--nproc_per_node: local rank {local_rank} has no GPU of its own, "
+            f"{torch.cuda.device_count()} found; start at most one process a GPU"
+        )
+    target = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(target)
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield Worker(target)
+        return
+    dist.init_process_group("nccl" if use_gpu else "gloo", device_id=target if use_gpu else None)
+    try:
+        yield Worker(target, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def seed_everything(*key: int) -> None:
+    """Seed Python, NumPy and PyTorch from a key such as (seed, step)."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint32)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - libraries draw from the global state
+    torch.manual_seed(seed)

@@ -10,7 +10,8 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="A rerun of the same command continues after the last finished step. Several processes: "
-        "torchrun --nproc_per_node=N main.py --config FILE --log NAME",
+        "torchrun --nproc_per_node=N -- main.py --config FILE --log NAME (without the --, argparse of "
+        "Python 3.11 takes --log for one of torchrun's own options)",
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file, such as configs/demo.yaml")
     parser.add_argument(
@@ -41,24 +42,25 @@ def main() -> None:
     parser, args = parse_arguments()
     from trainer.plan import describe, prepare
     from trainer.run import run
+    from trainer.step import NonFiniteLossError
     from utils.config import load_config
     from utils.distributed import process_group
 
+    plan = None
     try:
         config = load_config(args.config, args.overrides, log=args.log)
-        if not config.log:
-            config = load_config(args.config, args.overrides, log=args.config.stem)
         with process_group(args.device) as worker:
             plan = prepare(config, worker)
             if not args.dry_run:
                 run(plan, worker)
             elif worker.is_main:
                 print(describe(plan, worker))
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, NonFiniteLossError) as error:
         if args.debug:
             raise
-        # Ranks raise alike, and one of them says so.
-        parser.exit(2, f"error: {error}\n" if os.environ.get("RANK", "0") == "0" else None)
+        # Up to the plan all ranks raise alike, and one of them says so; later each speaks for itself.
+        is_said_elsewhere = plan is None and os.environ.get("RANK", "0") != "0"
+        parser.exit(2, None if is_said_elsewhere else f"error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ failed=()
 run() { # config task setting log-name
     local name=$4${SUFFIX-}
     echo "== $name"
-    "$PYTHON" -m torch.distributed.run --nproc_per_node="$NUM_GPUS" --master_port="$PORT" main.py \
+    # Without the --, argparse of Python 3.11 takes --log for one of torchrun's own options.
+    "$PYTHON" -m torch.distributed.run --nproc_per_node="$NUM_GPUS" --master_port="$PORT" -- main.py \
         --config "$1" --log "$name" \
         --set "task='$2'" --set "setting=$3" --set "method=$METHOD" ${extra[@]+"${extra[@]}"} && return
     failed+=("$name")

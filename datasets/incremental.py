@@ -9,11 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from datasets import SegmentationDataset
-from datasets.selection import select_images
+from datasets.selection import select_images as select_images  # also the public place of the function
 from datasets.tasks import IGNORE_INDEX, Step, Task
 from datasets.transforms import EvaluateTransform, TrainTransform
-
-__all__ = ["StepDataset", "TrainSampler", "ValidationDataset", "select_images", "select_training_images"]
 
 Table = npt.NDArray[np.uint8]
 
@@ -167,5 +165,6 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
 
 def make_generator(*key: int) -> torch.Generator:
     """Return a generator that depends on the key alone; equal keys give equal numbers."""
-    state = np.random.SeedSequence(key).generate_state(2, np.uint32)
+    # The length is part of the key: SeedSequence takes (1, 2) and (1, 2, 0) for the same.
+    state = np.random.SeedSequence((len(key), *key)).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))

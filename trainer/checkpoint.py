@@ -1,6 +1,5 @@
 """A finished step on disk: the model's weights and what describes them."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         )
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+    except Exception as error:  # a foreign or damaged pickle raises whatever its bytes happen to mean
         raise ValueError(
-            f"{path}: not a readable checkpoint ({error}); delete it and rerun its step"
+            f"{path}: not a readable checkpoint ({type(error).__name__}: {error}); delete it and rerun its step"
         ) from error
     if not isinstance(checkpoint, dict) or not {"model", "num_classes", "step"} <= checkpoint.keys():
         raise ValueError(f"{path}: not a checkpoint of this code: it lacks model, num_classes or step")

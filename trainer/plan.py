@@ -100,7 +100,19 @@ def check_parallelism(config: Config, worker: Worker) -> None:
 
 
 def check_run_dir(config: Config) -> None:
-    """Raise ValueError where the run's folder holds another run: a config that may give other results."""
+    """Check what an earlier run of this name has left.
+
+    Raises ValueError where its config may give other results, FileNotFoundError where a checkpoint is missing
+    below a later one: what the later one was trained from would not be known.
+    """
+    # A step has at least one class, and masks of 8 bits know fewer than 256.
+    saved = [step for step in range(256) if checkpoint_path(config.run_dir, step).exists()]
+    if saved != list(range(len(saved))):
+        missing = min(set(range(saved[-1])) - set(saved))
+        raise FileNotFoundError(
+            f"{checkpoint_path(config.run_dir, missing)}: the checkpoint is missing, but a later one is there "
+            f"({checkpoint_path(config.run_dir, saved[-1]).name}); restore it, or delete the later ones and rerun"
+        )
     path = config.run_dir / "config.yaml"
     if not path.exists():
         return

@@ -170,6 +170,7 @@ def assess(
             name: entry[name]
             for name in ("miou_all", "miou_old", "miou_new", "miou_base", "miou_incremental")
         }
+        log.start_evaluation(step.index)
         log.metrics(step.index, end, groups)
         colours = [plan.val.palette[i] for i in plan.task.class_ids]
         for index in range(min(config.logging.num_panels, len(dataset))):

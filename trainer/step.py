@@ -103,7 +103,18 @@ def train_step(
                 )
             schedule.step()
             bar.update()
+    check_weights(model, step)
     return time.monotonic() - started
+
+
+def check_weights(model: nn.Module, step: Step) -> None:
+    """Raise NonFiniteLossError where the last update, which no later loss has seen, broke the weights."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise NonFiniteLossError(
+                f"step {step.index}, last iteration: the weights {name} are not finite; nothing of this step was "
+                "saved. Lower the learning rate or set train.clip_grad_norm"
+            )
 
 
 def backward(

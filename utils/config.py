@@ -28,7 +28,7 @@ MAY_DIFFER = ("log", "output_dir", "data.num_workers", "logging")
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ShapesConfig(Section):
@@ -179,8 +179,8 @@ class Config(Section):
     """Preset of the terms below; a term set by hand wins over it."""
     seed: int = Field(0, ge=0)
     """Seed of weights, order and augmentation."""
-    log: str = Field("", pattern=r"^[^/\\]*$")
-    """Name of the run (`--log`)."""
+    log: str = Field("", pattern=r"^([^/\\.][^/\\]*)?$")
+    """Name of the run (`--log`): one folder name that starts with no dot."""
     output_dir: Path = Path("runs")
     """Folder of the runs; this one's is output_dir/log."""
     data: DataConfig
@@ -247,8 +247,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), log: str | None = Non
             overridden.append(key)
         except ValueError as error:
             problems.append(str(error))
-    if log is not None:
-        values["log"] = log
+    values["log"] = log or values.get("log") or path.stem
     preset = METHODS.get(str(values.get("method", "mbs")), {})
     try:
         config = Config.model_validate(_merge(preset, values))
@@ -285,7 +284,7 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Return 'field: theirs → ours' for every field that may change a result and differs."""
-    ours_flat, theirs_flat = dict(_flatten(ours)), dict(_flatten(theirs))
+    ours_flat, theirs_flat = dict(flatten(ours)), dict(flatten(theirs))
     fields = sorted(ours_flat.keys() | theirs_flat.keys())
     return [
         f"{field}: {theirs_flat.get(field)} → {ours_flat.get(field)}"
@@ -295,10 +294,11 @@ def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list
     ]
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every leaf of nested mappings with its dotted key."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -323,9 +323,12 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _describe(error: Any, path: Path, overridden: Sequence[str]) -> str:
-    names = [str(part) for part in error["loc"]]
+    names = _field_names(error["loc"])
     field = ".".join(names)
-    source = "--set" if any(field == key or field.startswith(f"{key}.") for key in overridden) else str(path)
+    is_overridden = any(
+        f"{field}.".startswith(f"{key}.") or key.startswith(f"{field}.") for key in overridden
+    )
+    source = "--set" if is_overridden else str(path)
     if error["type"] == "extra_forbidden":
         known = list(_section(names[:-1]).model_fields)
         near = difflib.get_close_matches(names[-1], known, n=1)
@@ -336,6 +339,20 @@ def _describe(error: Any, path: Path, overridden: Sequence[str]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     found = "" if isinstance(error["input"], dict | BaseModel) else f", found {error['input']!r}"
     return f"{source}: {field + ': ' if field else ''}{message}{found}"
+
+
+def _field_names(location: Sequence[str | int]) -> list[str]:
+    """Return the keys and indices of a pydantic location, without the types that it tried."""
+    section: Any = Config
+    names = []
+    for part in location:
+        if isinstance(part, int):
+            names.append(str(part))
+        elif section is not None:
+            names.append(part)
+            field = section.model_fields.get(part)
+            section = field.annotation if field and hasattr(field.annotation, "model_fields") else None
+    return names
 
 
 def _section(names: Sequence[str]) -> type[BaseModel]:

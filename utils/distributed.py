@@ -87,7 +87,7 @@ def process_group(device: str) -> Iterator[Worker]:
 
 def seed_everything(*key: int) -> None:
     """Seed Python, NumPy and PyTorch from a key such as (seed, step)."""
-    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint32)[0])
+    seed = int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint32)[0])
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries draw from the global state
     torch.manual_seed(seed)

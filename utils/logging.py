@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +47,16 @@ class RunLog:
 
     def start_step(self, step: int, iteration: int) -> None:
         """Forget what an interrupted attempt at this step (from this iteration of the run on) had written."""
-        if not self.is_main:
-            return
-        if self._metrics_path.exists():
-            lines = self._metrics_path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] < step]
-            write_atomic(self._metrics_path, "".join(line + "\n" for line in kept))
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the main process writes
+        if self.is_main:
+            self._keep(lambda line: line["step"] < step)
+            self._open_writer(purge_step=iteration)
 
-        if self._writer is not None:
-            self._writer.close()
-        self._writer = SummaryWriter(str(self._tensorboard_dir), purge_step=iteration)
+    def start_evaluation(self, step: int) -> None:
+        """Forget an earlier evaluation of this step, where a run was stopped after it; the training's lines stay."""
+        if self.is_main:
+            self._keep(lambda line: line["step"] != step or "epoch" in line)
+            if self._writer is None:
+                self._open_writer(purge_step=None)
 
     def metrics(self, step: int, iteration: int, values: Mapping[str, float | None], **more: Any) -> None:
         """Write a line of metrics.jsonl, and `values` as curves over the run's iterations."""
@@ -79,6 +78,19 @@ class RunLog:
         """Return the progress bar of a step."""
         return tqdm(total=total, desc=description, unit="it", disable=not self.is_main, dynamic_ncols=True)
 
+    def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        if self._metrics_path.exists():
+            lines = self._metrics_path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if (values := _parse(line)) is not None and wanted(values)]
+            write_atomic(self._metrics_path, "".join(line + "\n" for line in kept))
+
+    def _open_writer(self, purge_step: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the main process writes
+
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = SummaryWriter(str(self._tensorboard_dir), purge_step=purge_step)
+
     def close(self) -> None:
         """Flush and close all files."""
         if self._writer is not None:
@@ -86,3 +98,12 @@ class RunLog:
         for handler in list(self._logger.handlers):
             handler.close()
             self._logger.removeHandler(handler)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """The values of a line of metrics.jsonl; None for one that was cut off, as by a full disk."""
+    try:
+        values: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return values

@@ -1,0 +1,71 @@
+"""main.py as its user runs it: tiny configs, and processes of their own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+# What a launcher leaves in the environment would make a single process wait for others.
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def write_tiny_config(folder: Path) -> Path:
+    """Write a config that trains in a second into `folder` and return its path; its runs go to folder/runs.
+
+    Two steps on drawn images of 32 pixels, the classes not in the order of the data set.
+    """
+    config = {
+        "task": [["ring", "disc"], ["star", "cross"]],
+        "output_dir": str(folder / "runs"),
+        "data": {
+            "name": "shapes",
+            "num_workers": 0,
+            "shapes": {"num_train": 16, "num_val": 7, "image_size": 32},
+        },
+        "model": {"backbone": "test_resnet", "pretrained": False, "channels": 8},
+        "train": {
+            "batch_size": 4,
+            "num_epochs": 1,
+            "crop_size": 32,
+            "lr_base": 0.01,
+            "lr_incremental": 0.001,
+        },
+        "logging": {"every": 1, "num_panels": 2},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def set_fields(*overrides: str) -> list[str]:
+    """Return the arguments that override fields of the config."""
+    return [argument for override in overrides for argument in ("--set", override)]
+
+
+def run_main(
+    *arguments: str | Path, ranks: int = 1, launcher: str = "torch.distributed.run"
+) -> subprocess.CompletedProcess[str]:
+    """Run main.py on the CPU, a thread a rank; more than one rank through a launcher, which is a module's name."""
+    command = [sys.executable]
+    if ranks > 1:
+        command += ["-m", launcher, f"--nproc_per_node={ranks}", f"--master_port={find_free_port()}", "--"]
+    command += [str(ROOT / "main.py"), "--device", "cpu", *map(str, arguments)]
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    environment |= {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def find_free_port() -> int:
+    """Return a TCP port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,190 @@
+"""trainer/step.py: however a batch is cut, over ranks or micro-batches, the gradient is the same."""
+
+import multiprocessing
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from datasets.tasks import build_task
+from models import DeepLabV3
+from tests.cli import write_tiny_config
+from trainer.optim import build_optimizer, freeze_batch_norm
+from trainer.step import backward, build_objective, wrap_model
+from utils.config import Config, load_config
+from utils.distributed import Worker
+
+CPU = torch.device("cpu")
+BATCH = 8
+OVERRIDES = (
+    "method=mbs",
+    "loss.pseudo_label.threshold=0.5",
+    "loss.pseudo_label.weight=0.5",
+    "train.clip_grad_norm=1",
+    "train.momentum=0.9",
+)
+STEP = build_task([["a", "b"], ["c", "d"]], ("background", "a", "b", "c", "d")).steps[1]
+Tensors = dict[str, Tensor]
+Iteration = tuple[Tensors, Tensors, Tensors]
+"""Terms, gradients, and the weights after the update."""
+
+
+def make_models(config: Config) -> tuple[DeepLabV3, DeepLabV3]:
+    """The model of the step, some way into its training, and the old model, sure of some pixels."""
+    torch.manual_seed(0)
+    options = {"backbone": config.model.backbone, "output_stride": 8, "channels": config.model.channels}
+    old_model = DeepLabV3([STEP.num_old], **options)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for module in old_model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.ones_(module.weight)  # timm's zeros would leave whole branches without a gradient
+                module.momentum = 1.0  # statistics of the one batch that it sees
+        old_model.train()(make_batch()[0])
+        old_model.classifier.heads[0].get_parameter("weight").mul_(4)
+    model = DeepLabV3([STEP.num_old], **options)  # type: ignore[arg-type]
+    model.load_state_dict(old_model.state_dict())
+    model.grow(STEP.num_new, weight_transfer=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * parameter.std(correction=0) * torch.randn_like(parameter))
+    freeze_batch_norm(model.train())
+    return model, old_model.eval().requires_grad_(False)
+
+
+def make_batch() -> tuple[Tensor, Tensor]:
+    """Images and labels; the first half has next to nothing but 255, the second half none."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.tensor([0, 0, 3, 4])[torch.randint(0, 4, (BATCH, 32, 32), generator=generator)]
+    labels[: BATCH // 2, 2:] = 255
+    return images, labels
+
+
+def micro_batches(num_ranks: int, rank: int, accumulate: int) -> list[tuple[Tensor, Tensor]]:
+    """One rank's part of the batch."""
+    images, labels = make_batch()
+    pieces = zip(images.chunk(num_ranks * accumulate), labels.chunk(num_ranks * accumulate), strict=True)
+    return list(pieces)[rank * accumulate : (rank + 1) * accumulate]
+
+
+def one_iteration(config: Config, worker: Worker, accumulate: int) -> Iteration:
+    """One update as the loop does it: terms (this rank's shares), gradients, and the weights after it."""
+    model, old_model = make_models(config)
+    batches = micro_batches(worker.world_size, worker.rank, accumulate)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    optimizer = build_optimizer(model, config.train, lr=1.0)
+    parallel_model = wrap_model(model, config, worker)
+    objective = build_objective(config, STEP)
+    terms = backward(parallel_model, old_model, objective, batches, scaler, config, worker)
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert config.train.clip_grad_norm is not None
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_grad_norm)
+    assert norm > config.train.clip_grad_norm
+    optimizer.step()
+    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return terms, gradients, weights
+
+
+def run_rank(rank: int, num_ranks: int, folder: Path) -> None:
+    """One process of a distributed run; leaves what `one_iteration` gives, by micro-batches, in the folder."""
+    store, patience = f"file://{folder}/store", timedelta(minutes=2)
+    dist.init_process_group("gloo", store, patience, rank=rank, world_size=num_ranks)
+    try:
+        config = load_config(write_tiny_config(folder / str(rank)), OVERRIDES)
+        for accumulate in (1, 2):
+            iteration = one_iteration(config, Worker(CPU, rank, num_ranks), accumulate)
+            torch.save(iteration, folder / f"{rank}_{accumulate}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gradients")
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> Config:
+    return load_config(write_tiny_config(folder), OVERRIDES)
+
+
+@pytest.fixture(scope="module")
+def whole(config: Config) -> Iteration:
+    """The reference: one process, one batch."""
+    return one_iteration(config, Worker(CPU), accumulate=1)
+
+
+def relative_difference(ours: Tensors, theirs: Tensors) -> float:
+    """The largest ‖a − b‖ / ‖b‖ over all tensors."""
+    assert ours.keys() == theirs.keys()
+    return float(torch.stack([(ours[name] - x).norm() / x.norm() for name, x in theirs.items()]).max())
+
+
+def assert_equal_iterations(ours: Iteration, theirs: Iteration) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        assert relative_difference(a, b) < 1e-5
+
+
+def test_all_four_terms_take_part_and_every_trainable_parameter_has_a_gradient(
+    config: Config, whole: Iteration
+) -> None:
+    terms, gradients, weights = whole
+    assert list(terms) == ["cross_entropy", "feature_distillation", "output_distillation", "orthogonal"]
+    assert all(term > 1e-3 for term in terms.values())
+    model, old_model = make_models(config)
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert sorted(gradients) == sorted(trainable)
+    assert all(gradient.norm() > 0 for gradient in gradients.values())
+    assert sorted(weights) == sorted(trainable)
+    assert not any(torch.equal(weights[name], model.get_parameter(name)) for name in trainable)
+    images, labels = make_batch()
+    pseudo_labels = build_objective(config, STEP).prepare(labels, old_model(images)).pseudo_labels
+    changed = pseudo_labels[labels == 0]
+    for kind in (0, 1, 255):  # kept, taken over, and ignored as unsure
+        assert (changed == kind).float().mean() > 0.05
+
+
+def test_two_accumulated_micro_batches_give_the_gradient_of_the_batch(
+    config: Config, whole: Iteration
+) -> None:
+    assert_equal_iterations(one_iteration(config, Worker(CPU), accumulate=2), whole)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder: Path) -> Path:
+    """The folder in which two processes have left their iterations."""
+    for rank in range(2):
+        (folder / str(rank)).mkdir()
+    other = multiprocessing.get_context("spawn").Process(target=run_rank, args=(1, 2, folder))
+    other.start()
+    run_rank(0, 2, folder)
+    other.join()
+    assert other.exitcode == 0
+    return folder
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_ranks_give_the_gradient_of_one_process(
+    two_ranks: Path, whole: Iteration, accumulate: int
+) -> None:
+    ranks = [torch.load(two_ranks / f"{rank}_{accumulate}.pt", weights_only=True) for rank in range(2)]
+    assert relative_difference(ranks[1][1], ranks[0][1]) == 0, "both ranks hold the same gradient"
+    shares = [terms for terms, _, _ in ranks]
+    total = {name: shares[0][name] + shares[1][name] for name in shares[0]}
+    assert_equal_iterations((total, *ranks[0][1:]), whole)
+
+
+def test_a_mean_over_the_means_of_the_halves_would_give_another_gradient(
+    config: Config, whole: Iteration
+) -> None:
+    halves = []
+    for batch in micro_batches(num_ranks=1, rank=0, accumulate=2):
+        model, old_model = make_models(config)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        backward(model, old_model, build_objective(config, STEP), [batch], scaler, config, Worker(CPU))
+        halves.append({name: p.grad / 2 for name, p in model.named_parameters() if p.grad is not None})
+    naive = {name: halves[0][name] + halves[1][name] for name in halves[0]}
+    assert relative_difference(naive, whole[1]) > 0.1

@@ -1,0 +1,112 @@
+"""utils/logging.py: what is written, what an interrupted step leaves behind, and silence on other ranks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from utils.logging import RunLog
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def write_steps(run_dir: Path, *keys: tuple[int, int]) -> None:
+    """Write a line for every (step, iteration)."""
+    log = RunLog(run_dir, is_main=True)
+    for step, iteration in keys:
+        log.metrics(step, iteration, {"loss": 0.5}, epoch=0)
+    log.close()
+
+
+def test_metrics_are_one_json_line_each(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, is_main=True)
+    log.metrics(0, 9, {"loss": 0.25, "lr": 1e-5}, epoch=2)
+    log.metrics(1, 20, {"miou_all": 0.5, "miou_old": None})
+    log.close()
+    assert rows(tmp_path) == [
+        {"step": 0, "iteration": 9, "epoch": 2, "loss": 0.25, "lr": 1e-5},
+        {"step": 1, "iteration": 20, "miou_all": 0.5, "miou_old": None},
+    ]
+
+
+def test_starting_a_step_drops_the_rows_of_its_interrupted_attempt_only(tmp_path: Path) -> None:
+    write_steps(tmp_path, (0, 0), (0, 1), (1, 2), (1, 3))
+    log = RunLog(tmp_path, is_main=True)
+    log.start_step(1, iteration=2)
+    log.metrics(1, 2, {"loss": 0.125})
+    log.close()
+    assert [(row["step"], row["iteration"]) for row in rows(tmp_path)] == [(0, 0), (0, 1), (1, 2)]
+    assert rows(tmp_path)[-1]["loss"] == 0.125
+
+
+def test_starting_the_step_after_a_finished_one_drops_nothing(tmp_path: Path) -> None:
+    write_steps(tmp_path, (0, 0), (0, 1))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    log = RunLog(tmp_path, is_main=True)
+    log.start_step(1, iteration=2)
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_row_that_a_crash_cut_off_is_dropped_too(tmp_path: Path) -> None:
+    write_steps(tmp_path, (0, 0), (1, 1))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "iter')
+    log = RunLog(tmp_path, is_main=True)
+    log.start_step(1, iteration=1)
+    log.close()
+    assert [row["iteration"] for row in rows(tmp_path)] == [0]
+
+
+def test_the_first_step_of_a_new_run_needs_no_file(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "new" / "run", is_main=True)
+    log.start_step(0, iteration=0)
+    log.close()
+    assert (tmp_path / "new" / "run" / "tensorboard").is_dir()
+
+
+def test_curves_and_images_reach_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = RunLog(tmp_path, is_main=True)
+    log.start_step(0, iteration=0)
+    log.metrics(0, 4, {"loss": 0.25, "miou_old": None})
+    log.image("step_0/a", 4, np.zeros((4, 12, 3), dtype=np.uint8))
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(4, 0.25)]
+    assert events.Tags()["scalars"] == ["loss"]
+    assert events.Tags()["images"] == ["step_0/a"]
+
+
+def test_lines_go_to_the_console_and_to_the_end_of_the_log_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for message in ("first", "second: λ"):
+        log = RunLog(tmp_path, is_main=True)
+        log.info(message)
+        log.close()
+    lines = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["first", "second: λ"], "after date and time"
+    assert capsys.readouterr().out == "first\nsecond: λ\n"
+
+
+def test_other_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "run"
+    log = RunLog(run_dir, is_main=False)
+    log.info("hello")
+    log.start_step(0, iteration=0)
+    log.metrics(0, 0, {"loss": 1.0})
+    log.image("a", 0, np.zeros((4, 4, 3), dtype=np.uint8))
+    with log.progress("step 0", total=3) as bar:
+        bar.update()
+    log.close()
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,232 @@
+"""losses/objective.py: the terms by hand and against the thin modules; switches, weights and counts."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from losses.feature_distillation import AdaptiveFeatureDistillation, reliability
+from losses.objective import Objective
+from losses.orthogonal import OrthogonalLoss
+from losses.output_distillation import LabelGuidedOutputDistillation
+from losses.pseudo_label import SelectivePseudoLabel
+from models import SegOutput
+
+NUM_OLD, NUM_NEW = 3, 2
+EVERYTHING: dict[str, Any] = {
+    "pseudo_label": SelectivePseudoLabel(0.5),
+    "feature_distillation_weight": 0.7,
+    "output_distillation_weight": 11.0,
+    "orthogonal_weight": 0.3,
+    "num_new": NUM_NEW,
+}
+
+
+def random_output(num_classes: int, seed: int) -> SegOutput:
+    """What a model might return for 2 images of 8 x 8 on a grid of 4 x 4 with 6 features."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return (2 * torch.randn(shape, generator=generator)).requires_grad_()
+
+    return SegOutput(
+        normal(2, num_classes, 8, 8),
+        normal(2, num_classes, 4, 4),
+        normal(2, 6, 4, 4),
+        normal(num_classes, 6),
+        None,
+    )
+
+
+def random_labels(seed: int = 0) -> Tensor:
+    """Labels (2,8,8) of a step: background, new classes and 255."""
+    choices = torch.tensor([0, 0, 0, 3, 4, 255])
+    return choices[torch.randint(0, 6, (2, 8, 8), generator=torch.Generator().manual_seed(seed))]
+
+
+OUTPUT, OLD, LABELS = random_output(NUM_OLD + NUM_NEW, 1), random_output(NUM_OLD, 2), random_labels()
+
+
+def terms_of(objective: Objective, labels: Tensor = LABELS, share: float = 1.0) -> dict[str, Tensor]:
+    """The terms of one batch that is the whole batch."""
+    old = OLD if objective.needs_old_model else None
+    targets = objective.prepare(labels, old)
+    return objective(OUTPUT, old, labels, targets, targets.counts, share)
+
+
+def part_of(output: SegOutput, index: int) -> SegOutput:
+    """What belongs to one image of an output."""
+    one = slice(index, index + 1)
+    return output._replace(
+        logits=output.logits[one], grid_logits=output.grid_logits[one], features=output.features[one]
+    )
+
+
+def test_each_term_is_its_module_times_its_weight() -> None:
+    terms = terms_of(Objective(**EVERYTHING))
+    pseudo_labels = SelectivePseudoLabel(0.5)(LABELS, OLD.logits)
+    weights = reliability(pseudo_labels, OLD.grid_logits)
+    features = AdaptiveFeatureDistillation()(OUTPUT.features, OLD.features, weights)
+    expected = {
+        "cross_entropy": F.cross_entropy(OUTPUT.logits, pseudo_labels, ignore_index=255),
+        "feature_distillation": 0.7 * features,
+        "output_distillation": 11 * LabelGuidedOutputDistillation()(OUTPUT.logits, OLD.logits, LABELS),
+        "orthogonal": 0.3 * OrthogonalLoss()(OUTPUT.class_tokens, NUM_NEW),
+    }
+    assert list(terms) == list(expected)
+    for name, term in terms.items():
+        torch.testing.assert_close(term, expected[name])
+        assert term > 0
+
+
+def test_the_gradient_of_the_sum_reaches_the_model_and_not_the_old_one() -> None:
+    leaves = OUTPUT.logits, OUTPUT.features, OUTPUT.class_tokens
+    old = OLD.logits, OLD.grid_logits, OLD.features, OLD.class_tokens
+    total = torch.stack(list(terms_of(Objective(**EVERYTHING)).values())).sum()
+    gradients = torch.autograd.grad(total, [*leaves, *old], allow_unused=True)
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients[:3])
+    assert gradients[3:] == (None,) * 4
+
+
+def test_terms_by_hand() -> None:
+    # Two pixels on a grid of the same size; logits of 0 make every class as likely.
+    old = SegOutput(
+        torch.tensor([[[[0.0, 0.0]], [[4.0, 0.0]]]]),
+        torch.zeros(1, 2, 1, 2),
+        torch.zeros(1, 2, 1, 2),
+        torch.eye(2),
+        None,
+    )
+    tokens = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    output = SegOutput(
+        torch.zeros(1, 3, 1, 2), torch.zeros(1, 3, 1, 2), torch.full((1, 2, 1, 2), 3.0), tokens, None
+    )
+    labels = torch.tensor([[[0, 2]]])
+    objective = Objective(SelectivePseudoLabel(0.7), 1.0, 10.0, 3.0, 1.0, num_new=1)
+    targets = objective.prepare(labels, old)
+    assert targets.pseudo_labels.tolist() == [[[1, 2]]]
+    assert targets.feature_weights is not None
+    assert targets.feature_weights.tolist() == [[[1, 0]]]
+    assert targets.counts.tolist() == [2, 1, 2]
+    terms = objective(output, old, labels, targets, targets.counts)
+    log3 = torch.log(torch.tensor(3.0)).item()
+    assert terms["cross_entropy"].item() == pytest.approx(log3)
+    assert terms["feature_distillation"].item() == pytest.approx(10 * 9)
+    assert terms["output_distillation"].item() == pytest.approx(3 * log3 / 3), "a mean over 3 channels"
+    assert terms["orthogonal"].item() == pytest.approx((0.6 + 0.8) / 2 / 3)
+
+
+def test_the_base_step_is_cross_entropy_only() -> None:
+    terms = terms_of(Objective())
+    assert list(terms) == ["cross_entropy"]
+    torch.testing.assert_close(
+        terms["cross_entropy"], F.cross_entropy(OUTPUT.logits, LABELS, ignore_index=255)
+    )
+
+
+@pytest.mark.parametrize("name", ["feature_distillation", "output_distillation", "orthogonal"])
+def test_a_term_that_is_switched_off_is_absent_and_the_others_stay(name: str) -> None:
+    everything = terms_of(Objective(**EVERYTHING))
+    terms = terms_of(Objective(**(EVERYTHING | {f"{name}_weight": None})))
+    assert set(everything) - set(terms) == {name}
+    for other, term in terms.items():
+        torch.testing.assert_close(term, everything[other])
+
+
+def test_without_pseudo_labels_the_given_labels_steer_cross_entropy_and_features() -> None:
+    terms = terms_of(Objective(**(EVERYTHING | {"pseudo_label": None})))
+    weights = reliability(LABELS, OLD.grid_logits)
+    features = AdaptiveFeatureDistillation()(OUTPUT.features, OLD.features, weights)
+    torch.testing.assert_close(terms["feature_distillation"], 0.7 * features)
+    torch.testing.assert_close(
+        terms["cross_entropy"], F.cross_entropy(OUTPUT.logits, LABELS, ignore_index=255)
+    )
+
+
+@pytest.mark.parametrize("weight", [0.25, 0.0])
+def test_the_pseudo_label_weight_counts_pseudo_labelled_pixels_less(weight: float) -> None:
+    terms = terms_of(Objective(SelectivePseudoLabel(0.5), pseudo_label_weight=weight))
+    pseudo_labels = SelectivePseudoLabel(0.5)(LABELS, OLD.logits)
+    total, count, num_pseudo = 0.0, 0, 0
+    log_probabilities = OUTPUT.logits.detach().double().log_softmax(dim=1)
+    for b, row, column in torch.cartesian_prod(torch.arange(2), torch.arange(8), torch.arange(8)).tolist():
+        target = int(pseudo_labels[b, row, column])
+        if target == 255:
+            continue
+        is_pseudo = target != int(LABELS[b, row, column])
+        total -= (weight if is_pseudo else 1.0) * float(log_probabilities[b, target, row, column])
+        count += 1
+        num_pseudo += is_pseudo
+    assert num_pseudo > 5
+    assert terms["cross_entropy"].item() == pytest.approx(total / count)
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        ({}, False),
+        ({"orthogonal_weight": 1.0, "num_new": 1}, False),
+        ({"pseudo_label": SelectivePseudoLabel()}, True),
+        ({"feature_distillation_weight": 1.0}, True),
+        ({"output_distillation_weight": 1.0}, True),
+    ],
+)
+def test_the_old_model_is_needed_by_three_of_the_four_terms(options: dict[str, Any], needed: bool) -> None:
+    assert Objective(**options).needs_old_model is needed
+
+
+def test_a_batch_of_ignored_pixels_is_finite_and_has_no_cross_entropy_and_no_features() -> None:
+    labels = torch.full_like(LABELS, 255)
+    terms = terms_of(Objective(**EVERYTHING), labels)
+    assert terms["cross_entropy"].item() == 0
+    assert terms["feature_distillation"].item() == 0
+    total = torch.stack(list(terms.values())).sum()
+    gradients = torch.autograd.grad(total, [OUTPUT.logits, OUTPUT.features, OUTPUT.class_tokens])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert gradients[1].abs().sum() == 0
+    assert (
+        torch.autograd.grad(terms_of(Objective(), labels)["cross_entropy"], OUTPUT.logits)[0].abs().sum() == 0
+    )
+
+
+def test_counts_are_labelled_pixels_distilled_cells_and_pixels_and_add_up() -> None:
+    objective = Objective(**EVERYTHING)
+    targets = objective.prepare(LABELS, OLD)
+    assert targets.feature_weights is not None
+    num_labelled, num_cells = (targets.pseudo_labels != 255).sum(), (targets.feature_weights > 0).sum()
+    assert targets.counts.tolist() == [num_labelled.item(), num_cells.item(), 2 * 8 * 8]
+    assert targets.counts.dtype == torch.float64
+    halves = [objective.prepare(LABELS[i : i + 1], part_of(OLD, i)).counts for i in range(2)]
+    assert torch.equal(halves[0] + halves[1], targets.counts)
+
+
+def test_terms_of_micro_batches_add_up_to_those_of_the_batch() -> None:
+    objective = Objective(**EVERYTHING, pseudo_label_weight=0.5)
+    labels = LABELS.clone()
+    labels[0, 1:] = 255  # one image has next to nothing to learn from
+    whole = terms_of(objective, labels)
+    counts = objective.prepare(labels, OLD).counts
+    parts = []
+    for i in range(2):
+        old, own = part_of(OLD, i), labels[i : i + 1]
+        parts.append(objective(part_of(OUTPUT, i), old, own, objective.prepare(own, old), counts, share=0.5))
+    for name, term in whole.items():
+        torch.testing.assert_close(parts[0][name] + parts[1][name], term)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_outputs_give_finite_float32_terms(dtype: torch.dtype) -> None:
+    def cast(output: SegOutput) -> SegOutput:
+        logits, grid_logits, features, tokens = (
+            (30 * x).to(dtype)
+            for x in (output.logits, output.grid_logits, output.features, output.class_tokens)
+        )
+        return SegOutput(logits, grid_logits, features, tokens, None)
+
+    objective = Objective(**EVERYTHING)
+    targets = objective.prepare(LABELS, cast(OLD))
+    for term in objective(cast(OUTPUT), cast(OLD), LABELS, targets, targets.counts).values():
+        assert term.dtype == torch.float32
+        assert term.isfinite()

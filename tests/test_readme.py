@@ -1,0 +1,28 @@
+"""The README says what is true: its table is the config's, its files exist."""
+
+import re
+from pathlib import Path
+
+from tools.config_table import config_table
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_configuration_table_is_that_of_the_config() -> None:
+    assert config_table() in README
+
+
+def test_the_first_two_commands_install_and_run_the_demo_and_the_tests() -> None:
+    demo, tests = re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)[:2]
+    assert demo.count("\n") == tests.count("\n") == 1
+    assert "main.py --config configs/demo.yaml" in demo
+    assert "pytest" in tests
+
+
+def test_every_file_that_it_names_exists() -> None:
+    named = set(
+        re.findall(r"`((?:datasets|losses|models|trainer|utils|tests|tools|configs)/[\w/]+\.\w+)`", README)
+    )
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []

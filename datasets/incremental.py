@@ -152,15 +152,18 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         micro = self.rank_batch_size // self.accumulate
         for epoch in range(self.num_epochs):
-            order = torch.randperm(
-                self.num_images, generator=make_generator(self.seed, self.step, epoch)
-            ).tolist()
+            generator = make_generator(self.seed, self.step, epoch)
+            permutation = torch.randperm(self.num_images, generator=generator).tolist()
+            order = [(epoch, index) for index in permutation]
+            repetition = 0
             while len(order) < self.batch_size:
-                order += order[: self.batch_size - len(order)]
+                # An epoch that no other pass has: repeated images are augmented anew.
+                repetition += 1
+                order += [(epoch + repetition * self.num_epochs, index) for index in permutation]
             for iteration in range(self.iterations_per_epoch):
                 first = iteration * self.batch_size + self.rank * self.rank_batch_size
                 for start in range(first, first + self.rank_batch_size, micro):
-                    yield [(epoch, index) for index in order[start : start + micro]]
+                    yield order[start : start + micro]
 
 
 def make_generator(*key: int) -> torch.Generator:

@@ -29,7 +29,7 @@ def resize_short_side(x: Tensor, size: int, interpolation: InterpolationMode) ->
 class TrainTransform:
     """Short side to the crop times a random scale, random crop, random flip.
 
-    What lies outside an image is filled with `fill` (the backbone's mean colour, 0..255) and labelled 255.
+    An image smaller than the crop lies anywhere in it; what lies outside is filled with `fill` (the backbone's mean colour, 0..255) and labelled 255.
     """
 
     crop_size: int
@@ -48,7 +48,8 @@ class TrainTransform:
         y = resize_short_side(y, short_side, InterpolationMode.NEAREST_EXACT)
         missing = [max(0, self.crop_size - side) for side in x.shape[-2:]]
         if any(missing):
-            padding = [0, 0, missing[1], missing[0]]
+            above, before = int(top * (missing[0] + 1)), int(left * (missing[1] + 1))
+            padding = [before, above, missing[1] - before, missing[0] - above]
             x = F.pad(x, padding, fill=[round(colour) for colour in self.fill])
             y = F.pad(y, padding, fill=IGNORE_INDEX)
         first_row = int(top * (x.shape[-2] - self.crop_size + 1))

@@ -56,11 +56,11 @@ def main() -> None:
             elif worker.is_main:
                 print(describe(plan, worker))
     except (ValueError, OSError, ImportError, NonFiniteLossError) as error:
-        if args.debug:
+        # Before the plan stands these are what a user can mend; later only a loss that is not finite is.
+        if args.debug or (plan is not None and not isinstance(error, NonFiniteLossError)):
             raise
-        # Up to the plan all ranks raise alike, and one of them says so; later each speaks for itself.
-        is_said_elsewhere = plan is None and os.environ.get("RANK", "0") != "0"
-        parser.exit(2, None if is_said_elsewhere else f"error: {error}\n")
+        # All ranks of a machine raise alike, and one of them says so.
+        parser.exit(2, f"error: {error}\n" if os.environ.get("LOCAL_RANK", "0") == "0" else None)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 #   bash main.sh                                           # every task below, on every GPU
 #   NUM_GPUS=2 VOC_TASKS="15-1 10-1" ADE_TASKS= bash main.sh
 #
-# From the environment (unset: the default; empty: none):
+# From the environment (the lists may be empty: none):
 #   NUM_GPUS     processes to start, one a GPU       (default: the GPUs that PyTorch sees, or 1 process on the CPU)
 #   PORT         rendezvous port                     (29500)
 #   VOC_TASKS    tasks on Pascal VOC 2012            (19-1 15-5 15-1 10-1)
@@ -12,21 +12,21 @@
 #   SETTINGS     settings of VOC; ADE20K: overlap    (overlap disjoint)
 #   METHOD       method of every run                 (mbs)
 #   VOC_CONFIG, ADE_CONFIG   config files            (./configs/voc.yaml ./configs/ade20k.yaml)
-#   EXTRA        further arguments of main.py        (e.g. EXTRA="--set seed=1")
+#   EXTRA        further arguments of main.py, cut at spaces (e.g. EXTRA="--set seed=1")
 #   SUFFIX       end of every log name               (e.g. SUFFIX=_seed1: other arguments want other names)
 #   KEEP_GOING   1: go on after a failed run         (0)
 set -uo pipefail
 cd "$(dirname "$0")"
 
 PYTHON=${PYTHON:-python}
-NUM_GPUS=${NUM_GPUS-$("$PYTHON" -c "import torch; print(max(1, torch.cuda.device_count()))")}
-PORT=${PORT-29500}
+NUM_GPUS=${NUM_GPUS:-$("$PYTHON" -c "import torch; print(max(1, torch.cuda.device_count()))")}
+PORT=${PORT:-29500}
 VOC_TASKS=${VOC_TASKS-19-1 15-5 15-1 10-1}
 ADE_TASKS=${ADE_TASKS-100-50 100-10 50-50}
 SETTINGS=${SETTINGS-overlap disjoint}
-METHOD=${METHOD-mbs}
-VOC_CONFIG=${VOC_CONFIG-./configs/voc.yaml}
-ADE_CONFIG=${ADE_CONFIG-./configs/ade20k.yaml}
+METHOD=${METHOD:-mbs}
+VOC_CONFIG=${VOC_CONFIG:-./configs/voc.yaml}
+ADE_CONFIG=${ADE_CONFIG:-./configs/ade20k.yaml}
 read -r -a extra <<< "${EXTRA-}"
 failed=()
 

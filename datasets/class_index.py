@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
@@ -18,19 +17,19 @@ from tqdm import tqdm
 
 from datasets.files import FileDataset, describe_size_mismatch
 from datasets.tasks import IGNORE_INDEX
+from utils.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 MAX_PROBLEMS = 10
 _EXIF_ORIENTATION = 0x0112
 
 
 class MaskEntry(NamedTuple):
-    """What is known of a valid mask file: its size, its change time, and the data set ids that it shows."""
+    """What is known of a valid sample: bytes and change times of its files, and the data set ids that it shows."""
 
-    num_bytes: int
-    mtime_ns: int
+    stamp: list[int]
     classes: frozenset[int]
 
 
@@ -47,8 +46,8 @@ def index_classes(
 ) -> dict[str, frozenset[int]]:
     """Image id -> data set ids that its mask shows (255 left out, 0 may be in), in the order of the data set.
 
-    Masks whose size and change time are those of the cache file are not read again. A cache that cannot be read
-    or written costs a logged warning, never the result.
+    Masks are not read again where the bytes and change times of mask and image are those of the cache file. A
+    cache that cannot be read or written costs a logged warning, never the result.
 
     Args:
         cache_dir: folder of the cache file, made if needed; None keeps no cache.
@@ -63,13 +62,13 @@ def index_classes(
     cache_path = None if cache_dir is None else cache_dir / _name_cache(dataset)
     cached = {} if cache_path is None else _load_cache(cache_path, len(dataset.classes))
 
-    stats = {image_id: os.stat(mask) for image_id, (_, mask) in dataset.samples.items()}  # noqa: PTH116 - faster
+    stamps = {image_id: _stamp(*files) for image_id, files in dataset.samples.items()}
     known = {
         image_id: cached[image_id]
-        for image_id, stat in stats.items()
-        if image_id in cached and cached[image_id][:2] == (stat.st_size, stat.st_mtime_ns)
+        for image_id, stamp in stamps.items()
+        if image_id in cached and cached[image_id].stamp == stamp
     }
-    todo = [image_id for image_id in stats if image_id not in known]
+    todo = [image_id for image_id in stamps if image_id not in known]
     problems: list[str] = []
     with closing(_read_masks(dataset, todo, num_workers, progress)) as results:
         for image_id, result in zip(todo, results, strict=True):
@@ -78,14 +77,19 @@ def index_classes(
                 if len(problems) == MAX_PROBLEMS:
                     break
             else:
-                stat = stats[image_id]
-                known[image_id] = MaskEntry(stat.st_size, stat.st_mtime_ns, frozenset(result))
+                known[image_id] = MaskEntry(stamps[image_id], frozenset(result))
     if cache_path is not None and known != cached:
         _save_cache(cache_path, known, len(dataset.classes))
     if problems:
         count = f"the first {MAX_PROBLEMS}" if len(problems) == MAX_PROBLEMS else str(len(problems))
         raise ValueError("\n".join([f"{dataset.name} {dataset.split}: wrong files ({count}):", *problems]))
-    return {image_id: known[image_id].classes for image_id in stats}
+    return {image_id: known[image_id].classes for image_id in stamps}
+
+
+def _stamp(*files: Path) -> list[int]:
+    """What changes with the files of a sample: bytes and change time of each."""
+    stats = [os.stat(file) for file in files]  # noqa: PTH116 - faster
+    return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
 
 
 def _read_masks(
@@ -158,8 +162,8 @@ def _load_cache(path: Path, num_classes: int) -> dict[str, MaskEntry]:
         if (content["version"], content["num_classes"]) != (CACHE_VERSION, num_classes):
             return {}
         entries = {
-            image_id: MaskEntry(int(num_bytes), int(mtime_ns), frozenset(classes))
-            for image_id, (num_bytes, mtime_ns, classes) in content["masks"].items()
+            image_id: MaskEntry(list(stamp), frozenset(classes))
+            for image_id, (stamp, classes) in content["masks"].items()
         }
         allowed = frozenset(range(num_classes))
         wrong = next((i for i, entry in entries.items() if not entry.classes <= allowed), None)
@@ -177,22 +181,10 @@ def _save_cache(path: Path, entries: dict[str, MaskEntry], num_classes: int) -> 
     content = {
         "version": CACHE_VERSION,
         "num_classes": num_classes,
-        "masks": {
-            i: [entry.num_bytes, entry.mtime_ns, sorted(entry.classes)] for i, entry in entries.items()
-        },
+        "masks": {i: [entry.stamp, sorted(entry.classes)] for i, entry in entries.items()},
     }
-    # Several jobs may write at once: each writes a file of its own, and the last rename wins.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("w") as file:
-                json.dump(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomic(path, json.dumps(content))
     except OSError as error:
         logger.warning(
             "%s: cannot write the cache of classes (%s); the next run reads all masks", path, error

@@ -2,10 +2,11 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
+from timm.layers import convert_sync_batchnorm
+from timm.models import load_state_dict
 from torch import Tensor, nn
 
 
@@ -29,68 +30,70 @@ def build_backbone(name: str, pretrained: bool | str, output_stride: int) -> tup
     """
     if not timm.is_model(name):
         raise ValueError(_unknown(name))
-    overlay: dict[str, str] | None = None
-    if isinstance(pretrained, str):
-        if not Path(pretrained).is_file():
-            raise ValueError(
-                f"model.pretrained: no file '{pretrained}'; give the path of a state dict, true or false"
-            )
-        overlay = {"file": pretrained}
-    rng_state = torch.get_rng_state()
     try:
-        backbone = _create(name, output_stride, pretrained=bool(pretrained), pretrained_cfg_overlay=overlay)
+        backbone: nn.Module = timm.create_model(
+            name,
+            features_only=True,
+            out_indices=(-1,),
+            output_stride=output_stride,
+            pretrained=pretrained is True,
+        )
     except (TypeError, NotImplementedError, AssertionError) as error:
         raise ValueError(
-            f"model.backbone: '{name}' gives no feature map at output stride {output_stride} ({error}); "
-            "choose a convolutional backbone of timm such as resnet101, or another model.output_stride"
+            f"model.backbone: '{name}' gives no feature map at output stride {output_stride} "
+            f"({type(error).__name__}: {error}); choose a convolutional backbone of timm such as resnet101, or "
+            "another model.output_stride"
         ) from error
     except Exception as error:
-        # Whatever a hub client, a pickle or a state dict raises, the cause is the weights.
         if not pretrained:
             raise
-        raise ValueError(_weights_problem(name, pretrained, f"{type(error).__name__}: {error}")) from error
+        # Whatever a hub client raises, the cause is that it gave no weights.
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"model.pretrained: the weights of '{name}' could not be fetched ({reason[0]}); without a network, "
+            "fetch them elsewhere and set model.pretrained=PATH, or start from random weights with "
+            "model.pretrained=false"
+        ) from error
     if isinstance(pretrained, str):
-        left_random = _equal_weights(backbone, _rebuild_random(name, output_stride, rng_state))
-        if left_random:
-            raise ValueError(_weights_problem(name, pretrained, f"it lacks {', '.join(left_random[:3])} …"))
+        load_weights(backbone, name, pretrained)
     channels: int = backbone.feature_info.channels()[-1]  # type: ignore[operator, union-attr]
     return backbone, channels
 
 
-def _create(name: str, output_stride: int, **options: Any) -> nn.Module:
-    backbone: nn.Module = timm.create_model(
-        name, features_only=True, out_indices=(-1,), output_stride=output_stride, **options
-    )
-    return backbone
+def load_weights(backbone: nn.Module, name: str, path: str) -> None:
+    """Load a state dict of timm's model `name`; what lies behind its last feature map is left out.
 
-
-def _rebuild_random(name: str, output_stride: int, rng_state: Tensor) -> nn.Module:
-    """Return the backbone as it is before weights are loaded, leaving PyTorch's random numbers alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(rng_state)
-        return _create(name, output_stride, pretrained=False)
-
-
-def _equal_weights(backbone: nn.Module, other: nn.Module) -> list[str]:
-    """Return the names of the kernels in which two backbones agree.
-
-    timm ignores weights that a file lacks: those of another architecture would go unnoticed.
+    Raises ValueError naming the file where it cannot be read or lacks a weight.
     """
-    pairs = zip(backbone.named_parameters(), other.parameters(), strict=True)
-    return [name for (name, ours), theirs in pairs if ours.ndim > 1 and torch.equal(ours, theirs)]
+    if not Path(path).is_file():
+        raise ValueError(f"model.pretrained: no file '{path}'; give the path of a state dict, true or false")
+    try:
+        weights = load_state_dict(path, weights_only=True)  # older versions of timm would run code in it
+        # Some of timm's feature extractors flatten the names of the model: stages.0 is stages_0 there.
+        by_flat_name = {key.replace(".", "_"): tensor for key, tensor in weights.items()}
+        flat_names = {key: key.replace(".", "_") for key in backbone.state_dict()}
+        state = {key: by_flat_name[flat] for key, flat in flat_names.items() if flat in by_flat_name}
+        missing = backbone.load_state_dict(state, strict=False).missing_keys
+    except Exception as error:  # a foreign or damaged pickle raises whatever its bytes happen to mean
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"model.pretrained: '{path}' does not hold weights of '{name}': {reason}") from error
+    if missing:
+        raise ValueError(
+            f"model.pretrained: '{path}' does not hold weights of '{name}': it lacks {', '.join(missing[:3])}"
+            f"{' …' if len(missing) > 3 else ''}"
+        )
+
+
+def synchronise_batch_norm(model: nn.Module) -> nn.Module:
+    """Return the model with BatchNorm statistics over all ranks.
+
+    Not torch's converter: that one drops the activations inside timm's BatchNormAct2d.
+    """
+    converted: nn.Module = convert_sync_batchnorm(model)
+    return converted
 
 
 def _unknown(name: str) -> str:
     similar = difflib.get_close_matches(name, timm.list_models(), n=5)
     hint = f"; similar: {', '.join(similar)}" if similar else ""
     return f"model.backbone: timm has no model '{name}'{hint}"
-
-
-def _weights_problem(name: str, pretrained: bool | str, problem: str) -> str:
-    reason = problem.strip().splitlines()[0]
-    if isinstance(pretrained, str):
-        return f"model.pretrained: '{pretrained}' does not hold weights of '{name}': {reason}"
-    return (
-        f"model.pretrained: the weights of '{name}' could not be fetched ({reason}); without a network, fetch "
-        "them elsewhere and set model.pretrained=PATH, or train from random weights with model.pretrained=false"
-    )

@@ -1,12 +1,11 @@
 """DeepLabV3 (Chen et al., arXiv 1706.05587) over any timm backbone, with a classifier that grows."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbone import build_backbone, pixel_statistics
 from models.classifier import GrowingClassifier
-from models.output import SegOutput
+from models.output import SegOutput, upsample
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:
@@ -77,8 +76,12 @@ class DeepLabV3(nn.Module):
         self.classifier.grow(num_new, weight_transfer)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters trained at the backbone's learning rate; all others are heads."""
+        """Return the parameters trained at the backbone's learning rate."""
         return list(self.backbone.parameters())
+
+    def classifier_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the classes themselves."""
+        return list(self.classifier.parameters())
 
     def forward(self, images: Tensor) -> SegOutput:
         """images: (B,3,H,W) RGB pixel values 0..255 of any dtype; normalised here, where the model is."""
@@ -87,5 +90,5 @@ class DeepLabV3(nn.Module):
         grid_logits = self.classifier(features)
         # Under autocast the classifier answers in half precision; what is softmaxed is upsampled in float32.
         grid_logits = grid_logits.to(torch.promote_types(grid_logits.dtype, torch.float32))
-        logits = F.interpolate(grid_logits, size=images.shape[2:], mode="bilinear", align_corners=False)
+        logits = upsample(grid_logits, images.shape[2:])
         return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), None)

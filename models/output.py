@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -18,3 +20,8 @@ class SegOutput(NamedTuple):
     features: Tensor
     class_tokens: Tensor
     class_embeddings: Tensor | None
+
+
+def upsample(grid_logits: Tensor, size: torch.Size) -> Tensor:
+    """Bring logits (B,K,h,w) to image size (H,W), bilinearly."""
+    return F.interpolate(grid_logits, size=size, mode="bilinear", align_corners=False)

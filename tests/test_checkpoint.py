@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def save(path: Path, model: DeepLabV3, **more: Any) -> None:
-    save_checkpoint(path, model, **{"step": 1, "num_classes": [3, 2], **more})
+    save_checkpoint(path, model, **{"step": 1, "num_classes": [3, 2], "config": {}, **more})
 
 
 def test_checkpoints_lie_in_the_folder_of_the_run() -> None:
@@ -42,7 +42,7 @@ def test_checkpoints_lie_in_the_folder_of_the_run() -> None:
 
 def test_a_model_comes_back_bit_for_bit(config: Config, model: DeepLabV3, path: Path) -> None:
     save(path, model)
-    restored = restore_model(config, path)
+    restored = restore_model(config, load_checkpoint(path))
     ours, theirs = model.state_dict(), restored.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(theirs[name], value) for name, value in ours.items())
@@ -75,10 +75,9 @@ def test_a_failure_while_writing_leaves_the_old_file(
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_missing_checkpoint_is_an_error_that_names_it(config: Config, path: Path) -> None:
-    for read in (load_checkpoint, lambda path: restore_model(config, path)):
-        with pytest.raises(FileNotFoundError, match=r"step_1\.pth: the checkpoint is missing"):
-            read(path)
+def test_a_missing_checkpoint_is_an_error_that_names_it(path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"step_1\.pth: the checkpoint is missing"):
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.999])
@@ -119,7 +118,10 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], {"model": {}, "step": 1}])
+@pytest.mark.parametrize(
+    "content",
+    [{"state_dict": {}}, [1, 2], {"model": {}, "step": 1}, {"model": {}, "step": 1, "num_classes": [3]}],
+)
 def test_a_checkpoint_of_other_code_is_refused_by_name(path: Path, content: object) -> None:
     path.parent.mkdir(parents=True)
     torch.save(content, path)
@@ -128,18 +130,19 @@ def test_a_checkpoint_of_other_code_is_refused_by_name(path: Path, content: obje
 
 
 @pytest.mark.parametrize("override", ["model.channels=16", "model.backbone=test_byobnet"])
-def test_weights_that_do_not_fit_the_config_are_refused_by_name(
+def test_weights_that_do_not_fit_the_config_are_refused_in_one_line(
     model: DeepLabV3, path: Path, tmp_path: Path, override: str
 ) -> None:
     save(path, model)
     other = load_config(write_tiny_config(tmp_path), [override])
-    with pytest.raises(ValueError, match=r"step_1\.pth: its weights do not fit the configured model"):
-        restore_model(other, path)
+    with pytest.raises(ValueError, match=r"checkpoint of step 1 does not fit the configured model") as caught:
+        restore_model(other, load_checkpoint(path))
+    assert "\n" not in str(caught.value)
 
 
 def test_class_counts_that_do_not_fit_the_weights_are_refused(
     config: Config, model: DeepLabV3, path: Path
 ) -> None:
     save(path, model, num_classes=[5])
-    with pytest.raises(ValueError, match=r"step_1\.pth: its weights do not fit"):
-        restore_model(config, path)
+    with pytest.raises(ValueError, match=r"checkpoint of step 1 does not fit the configured model: .*heads"):
+        restore_model(config, load_checkpoint(path))

@@ -84,6 +84,30 @@ def test_only_changed_and_added_masks_are_read_again(root: Path, tmp_path: Path,
     assert reads == ["b", "new"]
 
 
+def test_a_changed_image_is_noticed(root: Path, tmp_path: Path, reads: list[str]) -> None:
+    index(root, tmp_path)
+    reads.clear()
+    image = root / "images" / "train" / "b.jpg"
+    Image.new("RGB", (3, 3)).save(image)
+    with pytest.raises(ValueError, match=r"b\.png: the mask is 16x16 .* is 3x3"):
+        index(root, tmp_path)
+    assert reads == ["b"]
+
+
+def test_a_cache_of_an_older_format_is_rebuilt_without_a_word(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, reads: list[str]
+) -> None:
+    index(root, tmp_path)
+    (cache,) = tmp_path.glob("*.json")
+    good = cache.read_bytes()
+    cache.write_bytes(b'{"version": 1, "num_classes": 4, "masks": {"a": [1, 2, [0]]}}')
+    with caplog.at_level(logging.WARNING):
+        assert index(root, tmp_path) == EXPECTED
+    assert caplog.text == ""
+    assert reads == [*"abcd"] * 2
+    assert cache.read_bytes() == good
+
+
 def test_a_removed_mask_is_forgotten(root: Path, tmp_path: Path, reads: list[str]) -> None:
     index(root, tmp_path)
     reads.clear()
@@ -111,10 +135,11 @@ def test_splits_and_places_have_caches_of_their_own(root: Path, tmp_path: Path) 
         b"\xff\x00",
         b"[]",
         b"null",
-        b'{"version": 1}',
-        b'{"version": 1, "num_classes": 4, "masks": {"a": 3}}',
-        b'{"version": 1, "num_classes": 4, "masks": {"a": [1, 2, [9]]}}',
-        b'{"version": 1, "num_classes": 4, "masks": {"a": [1, 2, [[]]]}}',
+        b'{"version": 2}',
+        b'{"version": 2, "num_classes": 4, "masks": {"a": 3}}',
+        b'{"version": 2, "num_classes": 4, "masks": {"a": [1, [0]]}}',
+        b'{"version": 2, "num_classes": 4, "masks": {"a": [[1, 2, 3, 4], [9]]}}',
+        b'{"version": 2, "num_classes": 4, "masks": {"a": [[1, 2, 3, 4], [[]]]}}',
     ],
 )
 def test_a_corrupt_cache_is_rebuilt_with_a_warning(

@@ -90,6 +90,14 @@ def test_set_makes_sections_that_the_file_leaves_out_and_the_last_one_wins(tmp_p
     assert config.run_dir == Path("runs/a_name")
 
 
+def test_set_fills_a_section_that_the_file_leaves_empty(tmp_path: Path) -> None:
+    path = write_config(tmp_path, method="finetune", loss=None)
+    path.write_text(path.read_text().replace("loss: null", "loss:"))
+    config = load_config(path, ["loss.orthogonal.enabled=true", "loss.orthogonal.weight=3"])
+    assert enabled_terms(config) == ["orthogonal"]
+    assert config.loss.orthogonal.weight == 3
+
+
 def test_a_value_may_hold_an_equals_sign() -> None:
     assert parse_override("data.root=a=b") == ("data.root", "a=b")
 

@@ -3,6 +3,7 @@
 import multiprocessing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ OVERRIDES = (
     "loss.pseudo_label.weight=0.5",
     "train.clip_grad_norm=1",
     "train.momentum=0.9",
+    "train.lr_incremental=1",
 )
 STEP = build_task([["a", "b"], ["c", "d"]], ("background", "a", "b", "c", "d")).steps[1]
 Tensors = dict[str, Tensor]
@@ -75,7 +77,7 @@ def one_iteration(config: Config, worker: Worker, accumulate: int) -> Iteration:
     model, old_model = make_models(config)
     batches = micro_batches(worker.world_size, worker.rank, accumulate)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    optimizer = build_optimizer(model, config.train, lr=1.0)
+    optimizer = build_optimizer(model, config.train, is_base_step=False)
     parallel_model = wrap_model(model, config, worker)
     objective = build_objective(config, STEP)
     terms = backward(parallel_model, old_model, objective, batches, scaler, config, worker)
@@ -151,6 +153,28 @@ def test_two_accumulated_micro_batches_give_the_gradient_of_the_batch(
     config: Config, whole: Iteration
 ) -> None:
     assert_equal_iterations(one_iteration(config, Worker(CPU), accumulate=2), whole)
+
+
+def test_a_compiled_model_gives_the_same_gradient_and_keeps_the_names_of_its_weights(
+    config: Config, whole: Iteration, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured = []
+
+    def capture(graph: Any, _: object) -> Any:  # a backend that needs no C++ compiler
+        captured.append(graph)
+        return graph.forward
+
+    def compile_eagerly(module: nn.Module) -> None:
+        module._compiled_call_impl = torch.compile(module._call_impl, backend=capture)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
+    compiled = load_config(write_tiny_config(folder), [*OVERRIDES, "train.compile=true"])
+    assert_equal_iterations(one_iteration(compiled, Worker(CPU), accumulate=1), whole)
+    assert captured
+    model, _ = make_models(config)
+    names = list(model.state_dict())
+    assert list(wrap_model(model, compiled, Worker(CPU)).state_dict()) == names
+    assert list(model.state_dict()) == names
 
 
 @pytest.fixture(scope="module")

@@ -193,9 +193,16 @@ def test_fewer_images_than_a_batch_are_repeated_as_evenly_as_possible(num_images
     assert len(batches) == 3
     for epoch, batch in enumerate(batches):
         counts = np.bincount([index for _, index in batch], minlength=num_images)
-        assert {key[0] for key in batch} == {epoch}
+        assert len(set(batch)) == 8, "repeated images are augmented anew"
+        assert {key_epoch % 3 for key_epoch, _ in batch} == {epoch}
         assert counts.sum() == 8
         assert counts.max() - counts.min() <= 1
+
+
+def test_repetitions_share_no_key_with_any_epoch_of_the_step() -> None:
+    keys = [key for batch in sampler(num_images=3) for key in batch]
+    assert len(set(keys)) == len(keys) == 24
+    assert [epoch for epoch, _ in keys[:8]] == [0, 0, 0, 3, 3, 3, 6, 6]
 
 
 def test_the_order_depends_on_seed_and_step() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import csv
 import json
 import shutil
@@ -24,11 +25,11 @@ from datasets import ade20k, shapes, voc
 from datasets.incremental import training_table
 from datasets.shapes import ShapesDataset
 from datasets.tasks import build_task
-from tests.cli import run_main, set_fields, write_tiny_config
+from tests.cli import LAUNCHER_VARIABLES, run_main, set_fields, write_tiny_config
 from tests.fixtures import Mask, stripes, write_ade, write_folder, write_voc
 from trainer.plan import check_parallelism
 from utils.config import load_config
-from utils.distributed import Worker
+from utils.distributed import Worker, process_group
 
 TERMS = ["cross_entropy", "feature_distillation", "output_distillation", "orthogonal"]
 GROUPS = ["miou_all", "miou_old", "miou_new", "miou_base", "miou_incremental"]
@@ -203,7 +204,7 @@ def call_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     """main.py in this process, for what ends before training."""
 
     def call(*arguments: str) -> Outcome:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        for name in LAUNCHER_VARIABLES:
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
         code = 0
@@ -500,7 +501,7 @@ def test_two_ranks_write_and_speak_once(place: Workplace) -> None:
 
 
 def test_ranks_say_that_batch_norm_is_not_synchronised_on_cpus(place: Workplace) -> None:
-    assert "SyncBN needs GPUs" in place.runs["two_ranks"].process.stdout
+    assert "CPUs have no SyncBN" in place.runs["two_ranks"].process.stdout
     assert "SyncBN" not in place.runs["shapes"].process.stdout
 
 
@@ -586,11 +587,52 @@ def test_config_that_could_change_results_is_refused_under_an_existing_name(
     assert list_change_times(run.folder) == before
 
 
+def test_config_of_the_last_checkpoint_counts_where_the_file_is_gone(
+    place: Workplace, call_main: Call
+) -> None:
+    run = place.copy("shapes", "no_config_file")
+    (run.folder / "config.yaml").unlink()
+    outcome = call_main(*place.arguments("no_config_file", "train.lr_base=0.5"))
+    assert outcome.code == 2
+    assert "holds a run with another config (train.lr_base: 0.01 → 0.5" in outcome.stderr
+    assert call_main(*place.arguments("no_config_file"), "--dry-run").code == 0
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"steps": 3}'])
+def test_damaged_results_are_named_with_what_to_do(place: Workplace, call_main: Call, content: str) -> None:
+    path = place.runs["shapes"].folder.with_name("damaged") / "results.json"
+    if not path.exists():
+        place.copy("shapes", "damaged")
+    path.write_text(content)
+    outcome = call_main(*place.arguments("damaged"))
+    assert outcome.code == 2
+    assert f"error: {path}: not the results of a run" in outcome.stderr
+    assert "delete it" in outcome.stderr
+    assert path.read_text() == content
+
+
+def test_unexpected_error_is_told_with_its_traceback_on_the_console_and_in_the_log(
+    place: Workplace, call_main: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("something is wrong in the code")
+
+    run = place.copy("shapes", "unexpected")
+    (run.folder / "results.json").unlink()
+    monkeypatch.setattr("trainer.run.assess", fail)
+    with pytest.raises(ValueError, match=r"^something is wrong in the code$"):
+        call_main(*place.arguments("unexpected"))
+    log = (run.folder / "log.txt").read_text()
+    assert log.count("Traceback (most recent call last)") == 1
+    assert log.endswith("ValueError: something is wrong in the code\n\n")
+
+
 def test_diverging_loss_stops_the_run_and_leaves_earlier_steps_intact(place: Workplace) -> None:
     run = place.runs["diverged"]
     assert run.process.returncode == 2
-    assert "error: step 1, iteration 1: cross_entropy is nan" in run.process.stderr
+    assert "error: step 1, iteration 1 (4 of the run): cross_entropy is nan" in run.process.stderr
     assert "Traceback" not in run.process.stderr
+    assert run.process.stderr.count("cross_entropy is nan") == 1
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step_0.pth"]
     assert_same_weights(run, place.runs["shapes"], 0)
     assert [step["step"] for step in run.results["steps"]] == [0]
@@ -694,6 +736,17 @@ def test_gpu_that_is_not_there_is_named(
     assert_refused(outcome, tmp_path, ["--device cuda", "no GPU"])
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    for device in ("auto", "cuda"):
+        for local_rank in "012":  # every process raises alike: none waits for the others
+            monkeypatch.setenv("LOCAL_RANK", local_rank)
+            with pytest.raises(ValueError, match=r"3 processes, but 2 GPUs"), process_group(device):
+                pass
+
+
 class TestWrongFolder:
     """A data set of one's own with something wrong in it."""
 
@@ -725,6 +778,25 @@ class TestWrongFolder:
         (data / "images" / "train" / "odd.jpg").unlink()
         expected = [str(data / "masks" / "val" / "odd.png"), "found ids [9]", "allowed are 0 to 3"]
         assert_refused(self.train(tmp_path, call_main), tmp_path, expected)
+
+    @pytest.mark.parametrize("library", ["mmcv", "cv2"])
+    def test_opencv_that_cannot_be_loaded(
+        self, tmp_path: Path, call_main: Call, monkeypatch: pytest.MonkeyPatch, library: str
+    ) -> None:
+        self.write(tmp_path)
+        real_import = builtins.__import__
+
+        def failing_import(name: str, *arguments: Any, **options: Any) -> Any:
+            if name.partition(".")[0] == library:
+                raise ImportError("libGL.so.1: cannot open shared object file")
+            return real_import(name, *arguments, **options)
+
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("mmcv", "cv2")]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setattr(builtins, "__import__", failing_import)
+        outcome = self.train(tmp_path, call_main)
+        assert_refused(outcome, tmp_path, ["libGL.so.1: cannot open shared object file", "apt-get install"])
+        assert outcome.stderr.count("\n") == 1
 
     def test_step_without_image(self, tmp_path: Path, call_main: Call) -> None:
         self.write(tmp_path)

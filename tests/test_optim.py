@@ -49,23 +49,35 @@ def test_constant_stays() -> None:
     assert learning_rates("constant", 4) == [0.1] * 5
 
 
-def test_the_schedule_moves_both_groups_alike(tmp_path: Path) -> None:
-    optimizer = build_optimizer(small_model(), train_config(tmp_path, "train.lr_head_factor=10"), lr=0.01)
+def test_the_schedule_moves_all_groups_alike(tmp_path: Path) -> None:
+    optimizer = build_optimizer(
+        small_model(), train_config(tmp_path, "train.lr_head_factor=10"), is_base_step=True
+    )
     scheduler = build_schedule(optimizer, "poly", 2)
     optimizer.step()
     scheduler.step()
-    assert scheduler.get_last_lr() == pytest.approx([0.01 * 0.5**0.9, 0.1 * 0.5**0.9])
+    assert scheduler.get_last_lr() == pytest.approx([0.01 * 0.5**0.9, 0.1 * 0.5**0.9, 0.1 * 0.5**0.9])
 
 
-def test_groups_are_backbone_at_the_rate_and_the_rest_at_its_multiple(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("is_base_step", "overrides", "rates"),
+    [
+        (True, [], [0.02, 0.1, 0.1]),
+        (False, [], [0.004, 0.02, 0.02]),
+        (True, ["train.lr_classifier_incremental=0.5"], [0.02, 0.1, 0.1]),
+        (False, ["train.lr_classifier_incremental=0.5"], [0.004, 0.02, 0.5]),
+    ],
+)
+def test_groups_are_backbone_heads_and_classifier_each_at_its_rate(
+    tmp_path: Path, is_base_step: bool, overrides: list[str], rates: list[float]
+) -> None:
+    overrides = ["train.lr_head_factor=5", "train.lr_base=0.02", "train.lr_incremental=0.004", *overrides]
     model = small_model()
-    optimizer = build_optimizer(model, train_config(tmp_path, "train.lr_head_factor=5"), lr=0.02)
-    backbone, heads = optimizer.param_groups
-    assert backbone["lr"] == pytest.approx(0.02)
-    assert heads["lr"] == pytest.approx(0.1)
-    names = {id(p): name for name, p in model.named_parameters()}
-    assert {names[id(p)].split(".")[0] for p in backbone["params"]} == {"backbone"}
-    assert {names[id(p)].split(".")[0] for p in heads["params"]} == {"aspp", "project", "classifier"}
+    optimizer = build_optimizer(model, train_config(tmp_path, *overrides), is_base_step)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(rates)
+    names = {id(p): name.split(".")[0] for name, p in model.named_parameters()}
+    parts = [{names[id(p)] for p in group["params"]} for group in optimizer.param_groups]
+    assert parts == [{"backbone"}, {"aspp", "project"}, {"classifier"}]
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -76,7 +88,9 @@ def test_every_trainable_parameter_is_in_exactly_one_group(
     model = small_model()
     if frozen:
         freeze_batch_norm(model)
-    optimizer = build_optimizer(model, train_config(tmp_path, f"train.optimizer={optimizer_name}"), lr=0.01)
+    optimizer = build_optimizer(
+        model, train_config(tmp_path, f"train.optimizer={optimizer_name}"), is_base_step=True
+    )
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
@@ -85,12 +99,12 @@ def test_every_trainable_parameter_is_in_exactly_one_group(
 
 def test_optimisers_take_their_settings_from_the_config(tmp_path: Path) -> None:
     overrides = ["train.momentum=0.8", "train.nesterov=true", "train.weight_decay=0.03"]
-    sgd = build_optimizer(small_model(), train_config(tmp_path, *overrides), lr=0.01)
+    sgd = build_optimizer(small_model(), train_config(tmp_path, *overrides), is_base_step=True)
     assert isinstance(sgd, torch.optim.SGD)
     for group in sgd.param_groups:
         assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.8, True, 0.03)
     overrides = ["train.momentum=0.8", "train.optimizer=adamw", "train.weight_decay=0.03"]
-    adamw = build_optimizer(small_model(), train_config(tmp_path, *overrides), lr=0.01)
+    adamw = build_optimizer(small_model(), train_config(tmp_path, *overrides), is_base_step=True)
     assert isinstance(adamw, torch.optim.AdamW)
     for group in adamw.param_groups:
         assert (group["betas"], group["weight_decay"]) == ((0.8, 0.999), 0.03)
@@ -110,7 +124,11 @@ def test_frozen_batch_norm_keeps_statistics_and_affine_through_an_update(tmp_pat
     model = small_model()
     freeze_batch_norm(model)
     before = batch_norm_state(model)
-    optimizer = build_optimizer(model, train_config(tmp_path, "train.weight_decay=0.1"), lr=0.1)
+    optimizer = build_optimizer(
+        model,
+        train_config(tmp_path, "train.weight_decay=0.1", "train.lr_incremental=0.1"),
+        is_base_step=False,
+    )
     tokens = model.classifier.class_tokens().detach().clone()
     model(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)).logits.square().mean().backward()
     optimizer.step()

@@ -25,8 +25,9 @@ def draw(transform: TrainTransform, image: UInt8Array, label: UInt8Array, seed: 
 
 
 def measure(label: Tensor) -> tuple[float, bool]:
-    """Scale, and whether flipped, of a crop from a label that holds its own column."""
-    row = label[0][label[0] != 255].long()
+    """Scale, and whether flipped, of a crop from a label that holds its own column, wherever the image lies in it."""
+    row = label.amin(dim=0).long()  # padding is 255, more than any column
+    row = row[row != 255]
     # The source's short side of 250 over the crop's 50 makes 5 columns a pixel at scale 1.
     step = float(row[-1] - row[0]) / (len(row) - 1)
     return 5 / abs(step), step < 0
@@ -56,6 +57,22 @@ def test_padding_has_the_mean_colour_and_label_255_and_nothing_else_has(seed: in
     assert torch.equal(x[2] == 250, is_padding)
     assert (x[:, is_padding] == torch.tensor([[10], [20], [250]])).all()
     assert 0.35 * 64 <= (~is_padding).any(dim=1).sum() <= 0.65 * 64, "rows of the image itself"
+
+
+def test_a_small_image_lies_anywhere_in_the_crop_and_whole() -> None:
+    image = np.full((30, 30, 3), 7, dtype=np.uint8)
+    label = np.full((30, 30), 3, dtype=np.uint8)
+    transform = TrainTransform(6, 2 / 3, 2 / 3, FILL)  # 4 x 4 pixels in a crop of 6 x 6
+    places = set()
+    for seed in range(100):
+        x, y = draw(transform, image, label, seed)
+        rows, columns = torch.nonzero(y == 3, as_tuple=True)
+        top, left = int(rows.min()), int(columns.min())
+        places.add((top, left))
+        assert len(rows) == 16
+        assert (y[top : top + 4, left : left + 4] == 3).all()
+        assert torch.equal(x[0] == 7, y == 3)
+    assert places == {(top, left) for top in range(3) for left in range(3)}, "all four corners, and between"
 
 
 def test_ignored_pixels_of_the_label_stay_ignored_and_ids_are_never_mixed() -> None:

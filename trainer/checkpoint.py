@@ -9,6 +9,9 @@ from models import DeepLabV3, build_model
 from utils.config import Config
 from utils.files import open_atomic
 
+KEYS = {"model", "num_classes", "step", "config"}
+"""What every checkpoint holds; the rest describes it."""
+
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
     """Path of the checkpoint of a finished step."""
@@ -33,8 +36,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         raise ValueError(
             f"{path}: not a readable checkpoint ({type(error).__name__}: {error}); delete it and rerun its step"
         ) from error
-    if not isinstance(checkpoint, dict) or not {"model", "num_classes", "step"} <= checkpoint.keys():
-        raise ValueError(f"{path}: not a checkpoint of this code: it lacks model, num_classes or step")
+    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= KEYS:
+        raise ValueError(f"{path}: not a checkpoint of this code, which holds {', '.join(sorted(KEYS))}")
     return checkpoint
 
 
@@ -50,12 +53,16 @@ def new_model(config: Config, num_classes: list[int], pretrained: bool | str = F
     )
 
 
-def restore_model(config: Config, path: Path, device: torch.device | str = "cpu") -> DeepLabV3:
-    """Build the model that a checkpoint holds and load its weights; raises as `load_checkpoint`."""
-    checkpoint = load_checkpoint(path)
+def restore_model(
+    config: Config, checkpoint: dict[str, Any], device: torch.device | str = "cpu"
+) -> DeepLabV3:
+    """Build the model that a checkpoint holds and load its weights; raises ValueError where they do not fit."""
     model = new_model(config, checkpoint["num_classes"])
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError as error:
-        raise ValueError(f"{path}: its weights do not fit the configured model: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"the checkpoint of step {checkpoint['step']} does not fit the configured model: {reason}"
+        ) from error
     return model.to(device)

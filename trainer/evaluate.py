@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from datasets.files import Colour, UInt8Array
 from datasets.incremental import ValidationDataset
 from datasets.tasks import IGNORE_INDEX
+from models.output import upsample
 from utils.config import Config
 from utils.distributed import Worker
 
@@ -31,7 +32,7 @@ def predict(model: nn.Module, images: Tensor, size: torch.Size, amp: str) -> Ten
     with autocast(amp, images.device):
         logits = model(images).logits
     if logits.shape[2:] != size:
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        logits = upsample(logits, size)
     return logits.argmax(dim=1)
 
 

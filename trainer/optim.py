@@ -17,12 +17,19 @@ def freeze_batch_norm(model: nn.Module) -> None:
             module.eval().requires_grad_(False)
 
 
-def build_optimizer(model: DeepLabV3, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
-    """Optimise the backbone at `lr` and everything behind it at `lr` · lr_head_factor."""
-    backbone = [p for p in model.backbone_parameters() if p.requires_grad]
-    in_backbone = {id(p) for p in model.backbone_parameters()}
-    heads = [p for p in model.parameters() if p.requires_grad and id(p) not in in_backbone]
-    groups = [{"params": backbone, "lr": lr}, {"params": heads, "lr": lr * config.lr_head_factor}]
+def build_optimizer(model: DeepLabV3, config: TrainConfig, is_base_step: bool) -> torch.optim.Optimizer:
+    """Return the optimiser of a step, with learning rates for the backbone, the classifier and all between them."""
+    lr = config.lr_base if is_base_step else config.lr_incremental
+    lr_heads = lr_classifier = lr * config.lr_head_factor
+    if not is_base_step and config.lr_classifier_incremental is not None:
+        lr_classifier = config.lr_classifier_incremental
+    backbone, classifier = model.backbone_parameters(), model.classifier_parameters()
+    elsewhere = {id(p) for p in backbone + classifier}
+    heads = [p for p in model.parameters() if id(p) not in elsewhere]
+    groups = [
+        {"params": [p for p in parameters if p.requires_grad], "lr": group_lr}
+        for parameters, group_lr in ((backbone, lr), (heads, lr_heads), (classifier, lr_classifier))
+    ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, betas=(config.momentum, 0.999), weight_decay=config.weight_decay)
     return torch.optim.SGD(

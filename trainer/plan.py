@@ -1,10 +1,11 @@
 """The plan of a run: everything that can be known before training, checked before training."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import yaml
 
 from datasets import SegmentationDataset, open_dataset
 from datasets.class_index import index_classes
@@ -13,20 +14,24 @@ from datasets.incremental import TrainSampler, select_training_images
 from datasets.shapes import ShapesDataset
 from datasets.tasks import Step, Task, build_task
 from models import DeepLabV3
-from trainer.checkpoint import checkpoint_path, new_model
-from utils.config import Config, differing_fields
+from trainer.checkpoint import checkpoint_path, load_checkpoint, new_model
+from utils.config import Config, differing_fields, read_yaml
 from utils.distributed import Worker, seed_everything
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a run needs, checked before it trains. image_ids: the training images of every step."""
+    """Everything a run needs, checked before it trains.
+
+    image_ids: the training images of every step; finished: the entries of results.json of finished steps.
+    """
 
     config: Config
     task: Task
     train: SegmentationDataset
     val: SegmentationDataset
     image_ids: tuple[tuple[str, ...], ...]
+    finished: list[dict[str, Any]]
     base_model: DeepLabV3 | None
 
     def sampler(self, step: Step, worker: Worker) -> TrainSampler:
@@ -69,14 +74,15 @@ def prepare(config: Config, worker: Worker) -> Plan:
                 f"task: step {step.index} ({', '.join(task.new_class_names(step))}) has no training image of "
                 f"{config.data.name} in setting '{config.setting}'; take other classes or another setting"
             )
+    finished = worker.main_only(lambda: finished_steps(config, task))
     base_model = None
-    if not checkpoint_path(config.run_dir, 0).exists():
+    if not worker.main_only(checkpoint_path(config.run_dir, 0).exists):
         seed_everything(config.seed, 0)
         # One process fetches the weights and hands them to the others, its error included.
         base_model = worker.main_only(
             lambda: new_model(config, [task.steps[0].num_new], config.model.pretrained)
         )
-    return Plan(config, task, train, val, image_ids, base_model)
+    return Plan(config, task, train, val, image_ids, finished, base_model)
 
 
 def check_parallelism(config: Config, worker: Worker) -> None:
@@ -88,7 +94,7 @@ def check_parallelism(config: Config, worker: Worker) -> None:
             f"train.batch_size: {train.batch_size} is no multiple of {ranks} ranks × "
             f"{train.accumulate} accumulated micro-batches (train.accumulate)"
         )
-    elif train.batch_size == ranks * train.accumulate:
+    elif train.batch_size == ranks * train.accumulate and not synchronises_batch_norm(config, worker):
         problems.append(
             f"train.batch_size: {train.batch_size} leaves one image to each of {ranks} ranks × {train.accumulate} "
             "micro-batches, and BatchNorm after image pooling needs two; raise it or lower train.accumulate"
@@ -102,8 +108,9 @@ def check_parallelism(config: Config, worker: Worker) -> None:
 def check_run_dir(config: Config) -> None:
     """Check what an earlier run of this name has left.
 
-    Raises ValueError where its config may give other results, FileNotFoundError where a checkpoint is missing
-    below a later one: what the later one was trained from would not be known.
+    Raises ValueError where its config may give other results or its last checkpoint is damaged,
+    FileNotFoundError where a checkpoint is missing below a later one: what the later one was trained from would
+    not be known.
     """
     # A step has at least one class, and masks of 8 bits know fewer than 256.
     saved = [step for step in range(256) if checkpoint_path(config.run_dir, step).exists()]
@@ -113,16 +120,42 @@ def check_run_dir(config: Config) -> None:
             f"{checkpoint_path(config.run_dir, missing)}: the checkpoint is missing, but a later one is there "
             f"({checkpoint_path(config.run_dir, saved[-1]).name}); restore it, or delete the later ones and rerun"
         )
+    # Read even where only its step could use it: a damaged one is better found before training than after.
+    checkpoint = load_checkpoint(checkpoint_path(config.run_dir, saved[-1])) if saved else None
     path = config.run_dir / "config.yaml"
-    if not path.exists():
+    if path.exists():
+        theirs = read_yaml(path)
+    elif checkpoint is not None:
+        theirs = checkpoint["config"]
+    else:
         return
-    theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
     differing = differing_fields(config.model_dump(mode="json"), theirs)
     if differing:
         raise ValueError(
             f"{config.run_dir}: holds a run with another config ({'; '.join(differing)}, there → here); "
             "choose another --log, or undo the difference to continue that run"
         )
+
+
+def finished_steps(config: Config, task: Task) -> list[dict[str, Any]]:
+    """Return the entries of results.json whose checkpoints are there too; raises ValueError naming a bad file."""
+    path = config.run_dir / "results.json"
+    if not path.exists():
+        return []
+    try:
+        entries = list(json.loads(path.read_text(encoding="utf-8"))["steps"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not the results of a run ({type(error).__name__}: {error}); delete it, and the steps that have "
+            "checkpoints are evaluated again"
+        ) from error
+    saved = [checkpoint_path(config.run_dir, step.index).exists() for step in task.steps]
+    return entries[: saved.index(False)] if False in saved else entries
+
+
+def synchronises_batch_norm(config: Config, worker: Worker) -> bool:
+    """Whether BatchNorm statistics run over all ranks (only GPUs have the kernel)."""
+    return config.train.sync_bn and worker.world_size > 1 and worker.device.type == "cuda"
 
 
 def open_split(config: Config, split: str) -> SegmentationDataset:
@@ -150,15 +183,13 @@ def resolve_class_order(config: Config) -> list[int] | None:
 def index_splits(
     config: Config, train: SegmentationDataset, val: SegmentationDataset
 ) -> Mapping[str, frozenset[int]]:
-    """Return the classes that every training image shows; the masks of both splits are checked on the way."""
-    indices = [index_split(config, split) for split in (train, val)]
-    return indices[0]
-
-
-def index_split(config: Config, dataset: SegmentationDataset) -> dict[str, frozenset[int]]:
-    if isinstance(dataset, ShapesDataset):
-        return {i: frozenset(np.unique(dataset.read_label(i)).tolist()) for i in dataset.ids}
-    return index_classes(dataset, config.output_dir / "class_index", max(1, config.data.num_workers))
+    """Return the classes that every training image shows; the files of both splits are checked on the way."""
+    if isinstance(train, ShapesDataset) or isinstance(val, ShapesDataset):
+        return {i: frozenset(np.unique(train.read_label(i)).tolist()) for i in train.ids}
+    train.read(train.ids[0])  # finds out here whether this machine can read images at all
+    cache_dir = config.output_dir / "class_index"
+    index_classes(val, cache_dir, config.data.num_workers)
+    return index_classes(train, cache_dir, config.data.num_workers)
 
 
 def describe(plan: Plan, worker: Worker) -> str:

@@ -16,6 +16,7 @@ from datasets.tasks import Step
 from losses.objective import Objective
 from losses.pseudo_label import SelectivePseudoLabel
 from models import DeepLabV3
+from models.output import upsample
 from trainer.evaluate import autocast
 from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
 from utils.config import Config
@@ -69,8 +70,7 @@ def train_step(
     model.train()
     if step.index > 0 and train.freeze_bn:
         freeze_batch_norm(model)
-    lr = train.lr_base if step.index == 0 else train.lr_incremental
-    optimizer = build_optimizer(model, train, lr)
+    optimizer = build_optimizer(model, train, is_base_step=step.index == 0)
     schedule = build_schedule(optimizer, train.schedule, sampler.num_iterations)
     scaler = torch.amp.GradScaler(worker.device.type, enabled=train.amp == "fp16")
     if train.channels_last:
@@ -131,12 +131,16 @@ def backward(
     batches: this rank's micro-batches of images (B,3,H,W) and labels (B,H,W). The means of the objective run
     over all ranks and micro-batches, so their counts come first; old outputs wait for them.
     """
-    old_outputs = [None] * len(batches)
-    if objective.needs_old_model:
-        assert old_model is not None
-        with torch.no_grad(), autocast(config.train.amp, worker.device):
-            old_outputs = [old_model(images) for images, _ in batches]
-    targets = [objective.prepare(labels, old) for (_, labels), old in zip(batches, old_outputs, strict=True)]
+    old_outputs, targets = [], []
+    for images, labels in batches:
+        old = None
+        if objective.needs_old_model:
+            assert old_model is not None
+            with torch.no_grad(), autocast(config.train.amp, worker.device):
+                old = old_model(images)
+        targets.append(objective.prepare(labels, old))
+        # Full-size logits of all micro-batches would take the memory that accumulation saves.
+        old_outputs.append(old if old is None or len(batches) == 1 else old._replace(logits=None))
     counts = worker.sum(torch.stack([target.counts for target in targets]).sum(dim=0))
     share = 1 / (worker.world_size * len(batches))
     totals: dict[str, Tensor] = {}
@@ -149,7 +153,10 @@ def backward(
         with waits:
             with autocast(config.train.amp, worker.device):
                 output = model(images)
-            terms = objective(output, old_outputs[index], labels, targets[index], counts, share)
+            old = old_outputs[index]
+            if old is not None and old.logits is None:
+                old = old._replace(logits=upsample(old.grid_logits, images.shape[2:]))
+            terms = objective(output, old, labels, targets[index], counts, share)
             loss = torch.stack(list(terms.values())).sum()
             # DistributedDataParallel averages over ranks what has to be added up.
             scaler.scale(loss * worker.world_size).backward()
@@ -160,13 +167,13 @@ def backward(
 
 def wrap_model(model: DeepLabV3, config: Config, worker: Worker) -> nn.Module:
     """Return the model as the loop calls it: gradient synchronisation, compilation."""
-    parallel: nn.Module = model
-    if worker.world_size > 1:
-        devices = [worker.device] if worker.device.type == "cuda" else None
-        parallel = DistributedDataParallel(model, device_ids=devices)
     if config.train.compile:
-        parallel.compile()
-    return parallel
+        # Before the wrapper, whose own hooks do not compile.
+        model.compile()
+    if worker.world_size == 1:
+        return model
+    devices = [worker.device] if worker.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices)
 
 
 def move(batch: tuple[Tensor, Tensor], device: torch.device, channels_last: bool) -> tuple[Tensor, Tensor]:
@@ -209,7 +216,8 @@ class History:
         bad = (~values.isfinite()).nonzero()
         if len(bad):
             raise NonFiniteLossError(
-                f"step {self.step}, iteration {first + int(bad[0, 0])}: {self.names[int(bad[0, 1])]} is "
+                f"step {self.step}, iteration {first + int(bad[0, 0])} "
+                f"({self.first_iteration + first + int(bad[0, 0])} of the run): {self.names[int(bad[0, 1])]} is "
                 f"{float(values[tuple(bad[0])])}; nothing of this step was saved. Lower the learning rate, set "
                 "train.clip_grad_norm, or use train.amp bf16 or off"
             )

@@ -72,7 +72,8 @@ class TrainConfig(Section):
     batch_size: int = Field(ge=1)
     """Images an iteration, over all ranks and accumulated micro-batches."""
     accumulate: int = Field(1, ge=1)
-    """Micro-batches that a rank's share of the batch is cut into, to save memory; the gradient is the same."""
+    """Micro-batches that a rank's share of the batch is cut into, to save memory; the gradient is the same where
+    BatchNorm is frozen, else its statistics are a micro-batch's."""
     num_epochs: int = Field(ge=1)
     """Passes over a step's images."""
     num_epochs_incremental: int | None = Field(None, ge=1)
@@ -91,6 +92,9 @@ class TrainConfig(Section):
     """Learning rate of the backbone in incremental steps (absolute)."""
     lr_head_factor: float = Field(10.0, gt=0)
     """Factor on both for everything behind the backbone."""
+    lr_classifier_incremental: float | None = Field(None, gt=0)
+    """Learning rate of the classifier in incremental steps (absolute), where it is not that of everything else behind
+    the backbone: class tokens can learn fast while the features they share move slowly."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of SGD (beta 1 of AdamW)."""
     nesterov: bool = False
@@ -316,7 +320,9 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
     *sections, field = key.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
         if not isinstance(values, dict):
             raise ValueError(f"--set {key}: '{section}' is not a section")
     values[field] = value

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+TIMEOUT = timedelta(hours=2)
+"""How long ranks wait for one another: the main one may have to read every mask of a data set first."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,11 @@ def process_group(device: str) -> Iterator[Worker]:
         raise ValueError("--device cuda: PyTorch sees no GPU here; use --device cpu or auto")
     use_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if use_gpu and local_rank >= torch.cuda.device_count():
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if use_gpu and local_size > torch.cuda.device_count():
         raise ValueError(
-            f"--nproc_per_node: local rank {local_rank} has no GPU of its own, "
-            f"{torch.cuda.device_count()} found; start at most one process a GPU"
+            f"--nproc_per_node: {local_size} processes, but {torch.cuda.device_count()} GPUs on this machine; "
+            "start at most one process a GPU"
         )
     target = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
     if use_gpu:
@@ -78,7 +83,8 @@ def process_group(device: str) -> Iterator[Worker]:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Worker(target)
         return
-    dist.init_process_group("nccl" if use_gpu else "gloo", device_id=target if use_gpu else None)
+    backend = "nccl" if use_gpu else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT, device_id=target if use_gpu else None)
     try:
         yield Worker(target, dist.get_rank(), dist.get_world_size())
     finally:

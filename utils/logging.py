@@ -45,6 +45,12 @@ class RunLog:
         """Say a line on the console and in log.txt."""
         self._logger.info(message)
 
+    def write(self, message: str) -> None:
+        """Say something in log.txt only."""
+        for handler in self._logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(self._logger.makeRecord("run", logging.ERROR, "", 0, message, (), None))
+
     def start_step(self, step: int, iteration: int) -> None:
         """Forget what an interrupted attempt at this step (from this iteration of the run on) had written."""
         if self.is_main:

@@ -765,18 +765,14 @@ class TestWrongFolder:
         mask.unlink()
         assert_refused(self.train(tmp_path, call_main), tmp_path, [str(mask), "mask is missing"])
 
-    def test_id_out_of_range_in_a_training_mask(self, tmp_path: Path, call_main: Call) -> None:
+    @pytest.mark.parametrize(("split", "other"), [("train", "val"), ("val", "train")])
+    def test_id_out_of_range_in_a_mask_of_either_split(
+        self, tmp_path: Path, call_main: Call, split: str, other: str
+    ) -> None:
         data = self.write(tmp_path, odd=stripes(0, 1, 9, height=32, width=32))
-        (data / "masks" / "val" / "odd.png").unlink()
-        (data / "images" / "val" / "odd.jpg").unlink()
-        expected = [str(data / "masks" / "train" / "odd.png"), "found ids [9]", "allowed are 0 to 3"]
-        assert_refused(self.train(tmp_path, call_main), tmp_path, expected)
-
-    def test_id_out_of_range_in_a_validation_mask(self, tmp_path: Path, call_main: Call) -> None:
-        data = self.write(tmp_path, odd=stripes(0, 1, 9, height=32, width=32))
-        (data / "masks" / "train" / "odd.png").unlink()
-        (data / "images" / "train" / "odd.jpg").unlink()
-        expected = [str(data / "masks" / "val" / "odd.png"), "found ids [9]", "allowed are 0 to 3"]
+        (data / "masks" / other / "odd.png").unlink()
+        (data / "images" / other / "odd.jpg").unlink()
+        expected = [str(data / "masks" / split / "odd.png"), "found ids [9]", "allowed are 0 to 3"]
         assert_refused(self.train(tmp_path, call_main), tmp_path, expected)
 
     @pytest.mark.parametrize("library", ["mmcv", "cv2"])

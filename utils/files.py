@@ -1,6 +1,7 @@
 """Files that are either whole or not there."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,8 @@ def open_atomic(path: Path) -> Iterator[IO[bytes]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The same folder keeps the move within one file system; a plain open, unlike mkstemp, respects the umask.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Jobs on several machines may write at once: each has a file of its own, and the last rename wins.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file

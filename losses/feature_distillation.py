@@ -36,6 +36,17 @@ def feature_distillation(features: Tensor, old_features: Tensor, weights: Tensor
     return total, is_selected.sum() * features.shape[1]
 
 
+def embedding_distillation(embeddings: Tensor, old_embeddings: Tensor) -> tuple[Tensor, int]:
+    """Return the sum of squared differences over the old classes' embeddings, and the number of elements.
+
+    embeddings: (B,K,D); old_embeddings: (B,K_old,D), gets no gradient. Models that decode classes per image
+    (Segmenter) add the plain mean to feature distillation.
+    """
+    old_embeddings = at_least_float32(old_embeddings.detach())
+    difference = at_least_float32(embeddings[:, : old_embeddings.shape[1]]) - old_embeddings
+    return difference.square().sum(), old_embeddings.numel()
+
+
 class AdaptiveFeatureDistillation(nn.Module):
     """Mean of `feature_distillation` over its elements; exactly 0 where no weight is positive."""
 

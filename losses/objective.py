@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.feature_distillation import feature_distillation, reliability
+from losses.feature_distillation import embedding_distillation, feature_distillation, reliability
 from losses.orthogonal import OrthogonalLoss
 from losses.output_distillation import output_distillation
 from losses.pseudo_label import SelectivePseudoLabel
@@ -25,6 +25,8 @@ class Output(Protocol):
     def features(self) -> Tensor: ...
     @property
     def class_tokens(self) -> Tensor: ...
+    @property
+    def class_embeddings(self) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Targets:
     """What the old model and the labels ask of the model, before the model has seen the images.
 
     pseudo_labels: (B,H,W) int64; feature_weights: (B,h,w), None without an old model;
-    counts: (3,) float64, what the means of cross-entropy, feature and output distillation divide by.
+    counts: (4,) float64, what the means of cross-entropy, feature, output and embedding distillation divide by:
+    labelled pixels, grid cells of positive weight, pixels, images.
     Counts of several ranks and micro-batches add up, so that a gradient does not depend on how a batch is cut.
     """
 
@@ -76,10 +79,9 @@ class Objective:
             feature_weights = reliability(pseudo_labels, old.grid_logits, self.ignore_index)
             num_cells = (feature_weights > 0).sum()
         num_labelled = (pseudo_labels != self.ignore_index).sum()
-        num_pixels = num_labelled.new_tensor(labels.numel())
-        return Targets(
-            pseudo_labels, feature_weights, torch.stack([num_labelled, num_cells, num_pixels]).double()
-        )
+        num_pixels, num_images = (num_labelled.new_tensor(count) for count in (labels.numel(), len(labels)))
+        counts = torch.stack([num_labelled, num_cells, num_pixels, num_images]).double()
+        return Targets(pseudo_labels, feature_weights, counts)
 
     def __call__(
         self,
@@ -97,7 +99,8 @@ class Objective:
         by which the orthogonal loss, which depends on no image, is cut.
         """
         logits = output.logits
-        num_labelled, num_cells, num_pixels = counts.to(torch.promote_types(logits.dtype, torch.float32))
+        counts = counts.to(torch.promote_types(logits.dtype, torch.float32))
+        num_labelled, num_cells, num_pixels, num_images = counts
         terms = {"cross_entropy": mean_or_zero(self._cross_entropy(logits, labels, targets), num_labelled)}
         if self.feature_distillation_weight is not None:
             assert old is not None
@@ -105,6 +108,10 @@ class Objective:
             total, _ = feature_distillation(output.features, old.features, targets.feature_weights)
             mean = mean_or_zero(total, num_cells * output.features.shape[1])
             terms["feature_distillation"] = self.feature_distillation_weight * mean
+            if output.class_embeddings is not None and old.class_embeddings is not None:
+                total, count = embedding_distillation(output.class_embeddings, old.class_embeddings)
+                mean = mean_or_zero(total, num_images * (count // len(labels)))
+                terms["embedding_distillation"] = self.feature_distillation_weight * mean
         if self.output_distillation_weight is not None:
             assert old is not None
             total, _ = output_distillation(logits, old.logits, labels, self.ignore_index)

@@ -1,13 +1,18 @@
 """Backbones from timm, and how they want their input."""
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.models import load_state_dict
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
+
+Weights = dict[str, Tensor]
 
 
 def pixel_statistics(backbone: str) -> tuple[Tensor, Tensor]:
@@ -28,8 +33,7 @@ def build_backbone(name: str, pretrained: bool | str, output_stride: int) -> tup
     False starts from random weights.
     Raises ValueError where the backbone is unknown, cannot take the output stride, or has no such weights.
     """
-    if not timm.is_model(name):
-        raise ValueError(_unknown(name))
+    _check_name(name)
     try:
         backbone: nn.Module = timm.create_model(
             name,
@@ -47,33 +51,64 @@ def build_backbone(name: str, pretrained: bool | str, output_stride: int) -> tup
     except Exception as error:
         if not pretrained:
             raise
-        # Whatever a hub client raises, the cause is that it gave no weights.
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"model.pretrained: the weights of '{name}' could not be fetched ({reason[0]}); without a network, "
-            "fetch them elsewhere and set model.pretrained=PATH, or start from random weights with "
-            "model.pretrained=false"
-        ) from error
+        raise _not_fetched(name, error) from error
     if isinstance(pretrained, str):
-        load_weights(backbone, name, pretrained)
+        load_weights(backbone, name, pretrained, _rename_flat)
     channels: int = backbone.feature_info.channels()[-1]  # type: ignore[operator, union-attr]
     return backbone, channels
 
 
-def load_weights(backbone: nn.Module, name: str, path: str) -> None:
-    """Load a state dict of timm's model `name`; what lies behind its last feature map is left out.
+def build_vit(
+    name: str, pretrained: bool | str, image_size: int, patch_size: int | None = None
+) -> VisionTransformer:
+    """Return a plain ViT of timm without its head, position embeddings resized to `image_size` (the side, in pixels).
 
+    pretrained: as in `build_backbone`. patch_size: None is the model's own, for another one the patch embedding is
+    resized. Images of other sizes are taken too, the position embeddings resized as they come.
+    Raises ValueError where timm has no such ViT, or it has no such weights.
+    """
+    _check_name(name)
+    options: dict[str, Any] = {} if patch_size is None else {"patch_size": patch_size}
+    no_vit = (
+        f"model.backbone: '{name}' is no plain ViT (timm's VisionTransformer), which model.name segmenter needs; "
+        "choose one such as vit_base_patch16_384 or vit_tiny_patch16_224"
+    )
+    try:
+        vit = timm.create_model(
+            name,
+            num_classes=0,
+            global_pool="",
+            img_size=image_size,
+            dynamic_img_size=True,
+            pretrained=pretrained is True,
+            **options,
+        )
+    except (TypeError, AssertionError) as error:
+        raise ValueError(no_vit) from error
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise _not_fetched(name, error) from error
+    if not isinstance(vit, VisionTransformer):
+        raise ValueError(no_vit)
+    if isinstance(pretrained, str):
+        load_weights(vit, name, pretrained, checkpoint_filter_fn)
+    return vit
+
+
+def load_weights(
+    backbone: nn.Module, name: str, path: str, convert: Callable[[Weights, Any], Weights]
+) -> None:
+    """Load a state dict of timm's model `name`; what the backbone lacks, such as the head, is left out.
+
+    convert: (weights of the file, backbone) -> weights by the backbone's names.
     Raises ValueError naming the file where it cannot be read or lacks a weight.
     """
     if not Path(path).is_file():
         raise ValueError(f"model.pretrained: no file '{path}'; give the path of a state dict, true or false")
     try:
         weights = load_state_dict(path, weights_only=True)  # older versions of timm would run code in it
-        # Some of timm's feature extractors flatten the names of the model: stages.0 is stages_0 there.
-        by_flat_name = {key.replace(".", "_"): tensor for key, tensor in weights.items()}
-        flat_names = {key: key.replace(".", "_") for key in backbone.state_dict()}
-        state = {key: by_flat_name[flat] for key, flat in flat_names.items() if flat in by_flat_name}
-        missing = backbone.load_state_dict(state, strict=False).missing_keys
+        missing = backbone.load_state_dict(convert(weights, backbone), strict=False).missing_keys
     except Exception as error:  # a foreign or damaged pickle raises whatever its bytes happen to mean
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"model.pretrained: '{path}' does not hold weights of '{name}': {reason}") from error
@@ -84,6 +119,13 @@ def load_weights(backbone: nn.Module, name: str, path: str) -> None:
         )
 
 
+def _rename_flat(weights: Weights, backbone: nn.Module) -> Weights:
+    """Some of timm's feature extractors flatten the names of the model: stages.0 is stages_0 there."""
+    by_flat_name = {key.replace(".", "_"): tensor for key, tensor in weights.items()}
+    flat_names = {key: key.replace(".", "_") for key in backbone.state_dict()}
+    return {key: by_flat_name[flat] for key, flat in flat_names.items() if flat in by_flat_name}
+
+
 def synchronise_batch_norm(model: nn.Module) -> nn.Module:
     """Return the model with BatchNorm statistics over all ranks.
 
@@ -91,6 +133,21 @@ def synchronise_batch_norm(model: nn.Module) -> nn.Module:
     """
     converted: nn.Module = convert_sync_batchnorm(model)
     return converted
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name):
+        raise ValueError(_unknown(name))
+
+
+def _not_fetched(name: str, error: Exception) -> ValueError:
+    """The error for weights that a hub client did not give, whatever it raised."""
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return ValueError(
+        f"model.pretrained: the weights of '{name}' could not be fetched ({reason[0]}); without a network, "
+        "fetch them elsewhere and set model.pretrained=PATH, or start from random weights with "
+        "model.pretrained=false"
+    )
 
 
 def _unknown(name: str) -> str:

@@ -15,6 +15,11 @@ class GrowingClassifier(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList(nn.Conv2d(in_channels, count, kernel_size=1) for count in num_classes)
 
+    @property
+    def num_classes(self) -> list[int]:
+        """Classes of each step so far, background counted in the first."""
+        return [len(head.get_parameter("bias")) for head in self.heads]
+
     def grow(self, num_new: int, weight_transfer: bool) -> None:
         """Append a head of `num_new` classes, copied from the background's row if `weight_transfer`."""
         weight, bias = self.class_tokens(), self._bias()

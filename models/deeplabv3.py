@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from models.backbone import build_backbone, pixel_statistics
+from models.backbone import build_backbone
+from models.base import SegmentationModel
 from models.classifier import GrowingClassifier
-from models.output import SegOutput, upsample
+from models.output import SegOutput
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:
@@ -40,7 +41,7 @@ class ASPP(nn.Module):
         )
 
 
-class DeepLabV3(nn.Module):
+class DeepLabV3(SegmentationModel):
     """Backbone, ASPP, one shared 3x3 conv-BN-ReLU (the distilled features), one 1x1 classifier a step.
 
     The authors' code of MBS holds no DeepLabV3; the mapping of its parts onto this model is ours: features
@@ -49,8 +50,7 @@ class DeepLabV3(nn.Module):
     num_classes: classes of each step so far, background counted in the first.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
+    trains_on_single_images = False
 
     def __init__(
         self,
@@ -61,34 +61,31 @@ class DeepLabV3(nn.Module):
         output_stride: int = 16,
         channels: int = 256,
     ) -> None:
-        super().__init__()
-        mean, std = pixel_statistics(backbone)
-        self.register_buffer("pixel_mean", mean.view(3, 1, 1))
-        self.register_buffer("pixel_std", std.view(3, 1, 1))
+        super().__init__(backbone)
         self.backbone, in_channels = build_backbone(backbone, pretrained, output_stride)
         rates = tuple(rate * 16 // output_stride for rate in (6, 12, 18))
         self.aspp = ASPP(in_channels, channels, rates)
         self.project = conv_bn_relu(self.aspp.out_channels, channels, 3)
         self.classifier = GrowingClassifier(channels, num_classes)
 
+    @property
+    def num_classes(self) -> list[int]:
+        return self.classifier.num_classes
+
     def grow(self, num_new: int, weight_transfer: bool) -> None:
-        """Add the classes of a new step (background weight transfer: they start as the background)."""
         self.classifier.grow(num_new, weight_transfer)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters trained at the backbone's learning rate."""
         return list(self.backbone.parameters())
 
     def classifier_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the classes themselves."""
         return list(self.classifier.parameters())
 
     def forward(self, images: Tensor) -> SegOutput:
-        """images: (B,3,H,W) RGB pixel values 0..255 of any dtype; normalised here, where the model is."""
-        x = (images - self.pixel_mean) / self.pixel_std
+        x = self.normalise(images)
         features = self.project(self.aspp(self.backbone(x)[0]))
         grid_logits = self.classifier(features)
         # Under autocast the classifier answers in half precision; what is softmaxed is upsampled in float32.
         grid_logits = grid_logits.to(torch.promote_types(grid_logits.dtype, torch.float32))
-        logits = upsample(grid_logits, images.shape[2:])
+        logits = self.to_image_size(grid_logits, images.shape[2:])
         return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), None)

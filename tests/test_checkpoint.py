@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from models import DeepLabV3
+from models import SegmentationModel
 from tests.cli import write_tiny_config
 from trainer.checkpoint import checkpoint_path, load_checkpoint, new_model, restore_model, save_checkpoint
 from utils.config import Config, load_config
@@ -19,7 +19,7 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def model(config: Config) -> DeepLabV3:
+def model(config: Config) -> SegmentationModel:
     torch.manual_seed(0)
     model = new_model(config, [3])
     model.grow(2, weight_transfer=False)
@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
     return checkpoint_path(tmp_path / "run", 1)
 
 
-def save(path: Path, model: DeepLabV3, **more: Any) -> None:
+def save(path: Path, model: SegmentationModel, **more: Any) -> None:
     save_checkpoint(path, model, **{"step": 1, "num_classes": [3, 2], "config": {}, **more})
 
 
@@ -40,7 +40,7 @@ def test_checkpoints_lie_in_the_folder_of_the_run() -> None:
     assert checkpoint_path(Path("runs/a"), 3) == Path("runs/a/checkpoints/step_3.pth")
 
 
-def test_a_model_comes_back_bit_for_bit(config: Config, model: DeepLabV3, path: Path) -> None:
+def test_a_model_comes_back_bit_for_bit(config: Config, model: SegmentationModel, path: Path) -> None:
     save(path, model)
     restored = restore_model(config, load_checkpoint(path))
     ours, theirs = model.state_dict(), restored.state_dict()
@@ -50,7 +50,7 @@ def test_a_model_comes_back_bit_for_bit(config: Config, model: DeepLabV3, path: 
     assert torch.equal(restored.eval()(images).logits, model.eval()(images).logits)
 
 
-def test_the_description_comes_back_and_the_file_holds_no_code(model: DeepLabV3, path: Path) -> None:
+def test_the_description_comes_back_and_the_file_holds_no_code(model: SegmentationModel, path: Path) -> None:
     description = {"class_names": ["background", "ring"], "seconds": 1.5, "config": {"train": {"lr": 0.1}}}
     save(path, model, **description)
     torch.load(path, weights_only=True)
@@ -59,7 +59,7 @@ def test_the_description_comes_back_and_the_file_holds_no_code(model: DeepLabV3,
 
 
 def test_a_failure_while_writing_leaves_the_old_file(
-    model: DeepLabV3, path: Path, monkeypatch: pytest.MonkeyPatch
+    model: SegmentationModel, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(path, model)
     before = path.read_bytes()
@@ -81,7 +81,7 @@ def test_a_missing_checkpoint_is_an_error_that_names_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.999])
-def test_a_truncated_checkpoint_is_refused_by_name(model: DeepLabV3, path: Path, kept: float) -> None:
+def test_a_truncated_checkpoint_is_refused_by_name(model: SegmentationModel, path: Path, kept: float) -> None:
     save(path, model)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
@@ -131,7 +131,7 @@ def test_a_checkpoint_of_other_code_is_refused_by_name(path: Path, content: obje
 
 @pytest.mark.parametrize("override", ["model.channels=16", "model.backbone=test_byobnet"])
 def test_weights_that_do_not_fit_the_config_are_refused_in_one_line(
-    model: DeepLabV3, path: Path, tmp_path: Path, override: str
+    model: SegmentationModel, path: Path, tmp_path: Path, override: str
 ) -> None:
     save(path, model)
     other = load_config(write_tiny_config(tmp_path), [override])
@@ -141,7 +141,7 @@ def test_weights_that_do_not_fit_the_config_are_refused_in_one_line(
 
 
 def test_class_counts_that_do_not_fit_the_weights_are_refused(
-    config: Config, model: DeepLabV3, path: Path
+    config: Config, model: SegmentationModel, path: Path
 ) -> None:
     save(path, model, num_classes=[5])
     with pytest.raises(ValueError, match=r"checkpoint of step 1 does not fit the configured model: .*heads"):

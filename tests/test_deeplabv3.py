@@ -8,17 +8,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from models import DeepLabV3, build_model
+from models import DeepLabV3
 from models.backbone import build_backbone, pixel_statistics, synchronise_batch_norm
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "shared" / "weights" / "tf_efficientnet_lite0.pth"
 
 
-def small_model(num_classes: list[int] | None = None, **options: object) -> DeepLabV3:
+def small_model(num_classes: list[int] | None = None, **options: Any) -> DeepLabV3:
     """A seeded DeepLabV3 of few parameters, in evaluation mode."""
     torch.manual_seed(0)
     options = {"backbone": "test_resnet", "output_stride": 16, "channels": 8, **options}
-    return build_model("deeplabv3", num_classes or [3], **options).eval()
+    return DeepLabV3(num_classes or [3], **options).eval()
 
 
 def random_images(height: int = 32, width: int = 48, batch: int = 2) -> Tensor:

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from losses.feature_distillation import AdaptiveFeatureDistillation, feature_distillation, reliability
+from losses.feature_distillation import (
+    AdaptiveFeatureDistillation,
+    embedding_distillation,
+    feature_distillation,
+    reliability,
+)
 from losses.pseudo_label import SelectivePseudoLabel
 from tests.golden import assert_matches_golden, each_golden_case, load_golden
 
@@ -232,3 +237,30 @@ def test_loss_is_not_negative_and_grows_with_the_square_of_the_difference(seed: 
     scaled = AdaptiveFeatureDistillation()(factor * features, factor * old_features, weights).item()
     assert loss >= 0
     assert scaled == pytest.approx(factor**2 * loss, rel=1e-9, abs=1e-12)
+
+
+@each_golden_case
+def test_embedding_distillation_is_that_of_the_reference(case: int) -> None:
+    golden = load_golden(case)
+    total, count = embedding_distillation(golden["in_cls_feat"], golden["in_cls_feat_prev"])
+    assert_matches_golden(total / count, golden["out_token_fd"])
+
+
+def test_embedding_distillation_is_the_plain_mean_over_the_old_classes() -> None:
+    embeddings = torch.tensor([[[1.0, 2.0], [0.0, 1.0], [9.0, 9.0]]], requires_grad=True)
+    old_embeddings = torch.tensor([[[0.0, 2.0], [0.0, -2.0]]], requires_grad=True)
+    total, count = embedding_distillation(embeddings, old_embeddings)
+    assert total.item() == 1 + 9
+    assert count == 4
+    total.backward()
+    assert embeddings.grad is not None
+    assert embeddings.grad.tolist() == [[[2, 0], [0, 6], [0, 0]]]  # none to the new class
+    assert old_embeddings.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_embedding_distillation_sums_half_precision_in_float32(dtype: torch.dtype) -> None:
+    embeddings, old_embeddings = torch.full((2, 3, 4), 300.0, dtype=dtype), torch.zeros(2, 2, 4, dtype=dtype)
+    total, count = embedding_distillation(embeddings, old_embeddings)
+    assert total.dtype == torch.float32
+    assert total.item() == 300**2 * count  # float16 ends at 65504

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from datasets.tasks import build_task
-from models import DeepLabV3
+from models import SegmentationModel
 from tests.cli import write_tiny_config
+from trainer.checkpoint import new_model
 from trainer.optim import build_optimizer, freeze_batch_norm
 from trainer.step import backward, build_objective, wrap_model
 from utils.config import Config, load_config
@@ -28,25 +29,41 @@ OVERRIDES = (
     "train.momentum=0.9",
     "train.lr_incremental=1",
 )
+MODELS = {
+    "deeplabv3": ("model.output_stride=8",),
+    # Stochastic depth draws other numbers for other cuts.
+    "segmenter": (
+        "model.name=segmenter",
+        "model.backbone=test_vit",
+        "model.patch_size=8",
+        "model.channels=12",
+        "model.drop_path=0",
+        "model.num_heads=2",
+    ),
+}
 STEP = build_task([["a", "b"], ["c", "d"]], ("background", "a", "b", "c", "d")).steps[1]
 Tensors = dict[str, Tensor]
 Iteration = tuple[Tensors, Tensors, Tensors]
 """Terms, gradients, and the weights after the update."""
 
 
-def make_models(config: Config) -> tuple[DeepLabV3, DeepLabV3]:
+def make_config(folder: Path, model: str, *more: str) -> Config:
+    return load_config(write_tiny_config(folder), [*OVERRIDES, *MODELS[model], *more])
+
+
+def make_models(config: Config) -> tuple[SegmentationModel, SegmentationModel]:
     """The model of the step, some way into its training, and the old model, sure of some pixels."""
     torch.manual_seed(0)
-    options = {"backbone": config.model.backbone, "output_stride": 8, "channels": config.model.channels}
-    old_model = DeepLabV3([STEP.num_old], **options)  # type: ignore[arg-type]
+    old_model = new_model(config, [STEP.num_old])
     with torch.no_grad():
         for module in old_model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.ones_(module.weight)  # timm's zeros would leave whole branches without a gradient
                 module.momentum = 1.0  # statistics of the one batch that it sees
         old_model.train()(make_batch()[0])
-        old_model.classifier.heads[0].get_parameter("weight").mul_(4)
-    model = DeepLabV3([STEP.num_old], **options)  # type: ignore[arg-type]
+        for parameter in old_model.classifier_parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+    model = new_model(config, [STEP.num_old])
     model.load_state_dict(old_model.state_dict())
     model.grow(STEP.num_new, weight_transfer=True)
     with torch.no_grad():
@@ -90,12 +107,12 @@ def one_iteration(config: Config, worker: Worker, accumulate: int) -> Iteration:
     return terms, gradients, weights
 
 
-def run_rank(rank: int, num_ranks: int, folder: Path) -> None:
+def run_rank(rank: int, num_ranks: int, folder: Path, model: str) -> None:
     """One process of a distributed run; leaves what `one_iteration` gives, by micro-batches, in the folder."""
     store, patience = f"file://{folder}/store", timedelta(minutes=2)
     dist.init_process_group("gloo", store, patience, rank=rank, world_size=num_ranks)
     try:
-        config = load_config(write_tiny_config(folder / str(rank)), OVERRIDES)
+        config = make_config(folder / str(rank), model)
         for accumulate in (1, 2):
             iteration = one_iteration(config, Worker(CPU, rank, num_ranks), accumulate)
             torch.save(iteration, folder / f"{rank}_{accumulate}.pt")
@@ -103,14 +120,21 @@ def run_rank(rank: int, num_ranks: int, folder: Path) -> None:
         dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("gradients")
+@pytest.fixture(scope="module", params=list(MODELS))
+def name(request: pytest.FixtureRequest) -> str:
+    """Which model."""
+    model: str = request.param
+    return model
 
 
 @pytest.fixture(scope="module")
-def config(folder: Path) -> Config:
-    return load_config(write_tiny_config(folder), OVERRIDES)
+def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp(f"gradients_{name}")
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path, name: str) -> Config:
+    return make_config(folder, name)
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +154,13 @@ def assert_equal_iterations(ours: Iteration, theirs: Iteration) -> None:
         assert relative_difference(a, b) < 1e-5
 
 
-def test_all_four_terms_take_part_and_every_trainable_parameter_has_a_gradient(
-    config: Config, whole: Iteration
+def test_all_terms_take_part_and_every_trainable_parameter_has_a_gradient(
+    config: Config, name: str, whole: Iteration
 ) -> None:
     terms, gradients, weights = whole
-    assert list(terms) == ["cross_entropy", "feature_distillation", "output_distillation", "orthogonal"]
+    embeddings = {"segmenter": ["embedding_distillation"], "deeplabv3": []}[name]
+    expected = ["cross_entropy", "feature_distillation", *embeddings, "output_distillation", "orthogonal"]
+    assert list(terms) == expected
     assert all(term > 1e-3 for term in terms.values())
     model, old_model = make_models(config)
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -156,7 +182,7 @@ def test_two_accumulated_micro_batches_give_the_gradient_of_the_batch(
 
 
 def test_a_compiled_model_gives_the_same_gradient_and_keeps_the_names_of_its_weights(
-    config: Config, whole: Iteration, folder: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, name: str, whole: Iteration, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captured = []
 
@@ -168,7 +194,7 @@ def test_a_compiled_model_gives_the_same_gradient_and_keeps_the_names_of_its_wei
         module._compiled_call_impl = torch.compile(module._call_impl, backend=capture)
 
     monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
-    compiled = load_config(write_tiny_config(folder), [*OVERRIDES, "train.compile=true"])
+    compiled = make_config(folder, name, "train.compile=true")
     assert_equal_iterations(one_iteration(compiled, Worker(CPU), accumulate=1), whole)
     assert captured
     model, _ = make_models(config)
@@ -178,13 +204,13 @@ def test_a_compiled_model_gives_the_same_gradient_and_keeps_the_names_of_its_wei
 
 
 @pytest.fixture(scope="module")
-def two_ranks(folder: Path) -> Path:
+def two_ranks(folder: Path, name: str) -> Path:
     """The folder in which two processes have left their iterations."""
     for rank in range(2):
         (folder / str(rank)).mkdir()
-    other = multiprocessing.get_context("spawn").Process(target=run_rank, args=(1, 2, folder))
+    other = multiprocessing.get_context("spawn").Process(target=run_rank, args=(1, 2, folder, name))
     other.start()
-    run_rank(0, 2, folder)
+    run_rank(0, 2, folder, name)
     other.join()
     assert other.exitcode == 0
     return folder

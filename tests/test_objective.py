@@ -109,7 +109,7 @@ def test_terms_by_hand() -> None:
     assert targets.pseudo_labels.tolist() == [[[1, 2]]]
     assert targets.feature_weights is not None
     assert targets.feature_weights.tolist() == [[[1, 0]]]
-    assert targets.counts.tolist() == [2, 1, 2]
+    assert targets.counts.tolist() == [2, 1, 2, 1]
     terms = objective(output, old, labels, targets, targets.counts)
     log3 = torch.log(torch.tensor(3.0)).item()
     assert terms["cross_entropy"].item() == pytest.approx(log3)
@@ -191,12 +191,12 @@ def test_a_batch_of_ignored_pixels_is_finite_and_has_no_cross_entropy_and_no_fea
     )
 
 
-def test_counts_are_labelled_pixels_distilled_cells_and_pixels_and_add_up() -> None:
+def test_counts_are_labelled_pixels_distilled_cells_pixels_and_images_and_add_up() -> None:
     objective = Objective(**EVERYTHING)
     targets = objective.prepare(LABELS, OLD)
     assert targets.feature_weights is not None
     num_labelled, num_cells = (targets.pseudo_labels != 255).sum(), (targets.feature_weights > 0).sum()
-    assert targets.counts.tolist() == [num_labelled.item(), num_cells.item(), 2 * 8 * 8]
+    assert targets.counts.tolist() == [num_labelled.item(), num_cells.item(), 2 * 8 * 8, 2]
     assert targets.counts.dtype == torch.float64
     halves = [objective.prepare(LABELS[i : i + 1], part_of(OLD, i)).counts for i in range(2)]
     assert torch.equal(halves[0] + halves[1], targets.counts)
@@ -230,3 +230,20 @@ def test_half_precision_outputs_give_finite_float32_terms(dtype: torch.dtype) ->
     for term in objective(cast(OUTPUT), cast(OLD), LABELS, targets, targets.counts).values():
         assert term.dtype == torch.float32
         assert term.isfinite()
+
+
+def test_class_embeddings_add_their_plain_mean_over_old_classes_and_all_images_of_the_batch() -> None:
+    generator = torch.Generator().manual_seed(3)
+    embeddings = torch.randn(2, NUM_OLD + NUM_NEW, 6, generator=generator)
+    old_embeddings = torch.randn(2, NUM_OLD, 6, generator=generator)
+    objective = Objective(feature_distillation_weight=0.7)
+    expected = 0.7 * F.mse_loss(embeddings[:, :NUM_OLD], old_embeddings)
+    whole = objective.prepare(LABELS, OLD).counts
+    parts = []
+    for index in (0, 1):
+        one = slice(index, index + 1)
+        output = part_of(OUTPUT, index)._replace(class_embeddings=embeddings[one])
+        old = part_of(OLD, index)._replace(class_embeddings=old_embeddings[one])
+        targets = objective.prepare(LABELS[one], old)
+        parts.append(objective(output, old, LABELS[one], targets, whole)["embedding_distillation"])
+    torch.testing.assert_close(parts[0] + parts[1], expected)

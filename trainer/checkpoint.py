@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from models import DeepLabV3, build_model
+from models import SegmentationModel, build_model
 from utils.config import Config
 from utils.files import open_atomic
 
@@ -18,7 +18,7 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step_{step}.pth"
 
 
-def save_checkpoint(path: Path, model: DeepLabV3, **description: Any) -> None:
+def save_checkpoint(path: Path, model: SegmentationModel, **description: Any) -> None:
     """Write weights and description (plain values) in one move; raises OSError, an older file staying intact."""
     with open_atomic(path) as file:
         torch.save({"model": model.state_dict(), **description}, file)
@@ -41,21 +41,21 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return checkpoint
 
 
-def new_model(config: Config, num_classes: list[int], pretrained: bool | str = False) -> DeepLabV3:
+def new_model(config: Config, num_classes: list[int], pretrained: bool | str = False) -> SegmentationModel:
     """Build the configured model with the classes of each step so far (background in the first)."""
+    options = config.model.model_dump(exclude={"name", "pretrained"})
     return build_model(
         config.model.name,
         num_classes,
-        backbone=config.model.backbone,
         pretrained=pretrained,
-        output_stride=config.model.output_stride,
-        channels=config.model.channels,
+        image_size=config.train.crop_size,
+        **options,
     )
 
 
 def restore_model(
     config: Config, checkpoint: dict[str, Any], device: torch.device | str = "cpu"
-) -> DeepLabV3:
+) -> SegmentationModel:
     """Build the model that a checkpoint holds and load its weights; raises ValueError where they do not fit."""
     model = new_model(config, checkpoint["num_classes"])
     try:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from models import DeepLabV3
+from models import SegmentationModel
 from utils.config import TrainConfig
 
 
@@ -17,7 +17,9 @@ def freeze_batch_norm(model: nn.Module) -> None:
             module.eval().requires_grad_(False)
 
 
-def build_optimizer(model: DeepLabV3, config: TrainConfig, is_base_step: bool) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: SegmentationModel, config: TrainConfig, is_base_step: bool
+) -> torch.optim.Optimizer:
     """Return the optimiser of a step, with learning rates for the backbone, the classifier and all between them."""
     lr = config.lr_base if is_base_step else config.lr_incremental
     lr_heads = lr_classifier = lr * config.lr_head_factor

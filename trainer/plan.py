@@ -13,7 +13,7 @@ from datasets.class_orders import VOC_CLASS_ORDERS
 from datasets.incremental import TrainSampler, select_training_images
 from datasets.shapes import ShapesDataset
 from datasets.tasks import Step, Task, build_task
-from models import DeepLabV3
+from models import MODELS, SegmentationModel
 from trainer.checkpoint import checkpoint_path, load_checkpoint, new_model
 from utils.config import Config, differing_fields, read_yaml
 from utils.distributed import Worker, seed_everything
@@ -32,7 +32,7 @@ class Plan:
     val: SegmentationDataset
     image_ids: tuple[tuple[str, ...], ...]
     finished: list[dict[str, Any]]
-    base_model: DeepLabV3 | None
+    base_model: SegmentationModel | None
 
     def sampler(self, step: Step, worker: Worker) -> TrainSampler:
         """Return the order in which a step's images are seen by one rank."""
@@ -94,7 +94,11 @@ def check_parallelism(config: Config, worker: Worker) -> None:
             f"train.batch_size: {train.batch_size} is no multiple of {ranks} ranks × "
             f"{train.accumulate} accumulated micro-batches (train.accumulate)"
         )
-    elif train.batch_size == ranks * train.accumulate and not synchronises_batch_norm(config, worker):
+    elif (
+        train.batch_size == ranks * train.accumulate
+        and not MODELS[config.model.name].trains_on_single_images
+        and not synchronises_batch_norm(config, worker)
+    ):
         problems.append(
             f"train.batch_size: {train.batch_size} leaves one image to each of {ranks} ranks × {train.accumulate} "
             "micro-batches, and BatchNorm after image pooling needs two; raise it or lower train.accumulate"

@@ -11,7 +11,7 @@ import torch
 from datasets.incremental import StepDataset, ValidationDataset, evaluation_table, training_table
 from datasets.tasks import Step
 from datasets.transforms import EvaluateTransform, TrainTransform
-from models import DeepLabV3
+from models import SegmentationModel
 from models.backbone import synchronise_batch_norm
 from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model, save_checkpoint
 from trainer.evaluate import draw_panel, evaluate
@@ -100,7 +100,7 @@ def learn(plan: Plan, step: Step, first_iteration: int, worker: Worker, log: Run
 
 def start_models(
     plan: Plan, step: Step, needs_old_model: bool, worker: Worker
-) -> tuple[DeepLabV3, DeepLabV3 | None]:
+) -> tuple[SegmentationModel, SegmentationModel | None]:
     """Return the model as a step starts with it (new at step 0, else the last checkpoint's, grown), and the old one."""
     config, old_model = plan.config, None
     if step.index == 0:

@@ -15,8 +15,7 @@ from datasets.incremental import StepDataset, TrainSampler
 from datasets.tasks import Step
 from losses.objective import Objective
 from losses.pseudo_label import SelectivePseudoLabel
-from models import DeepLabV3
-from models.output import upsample
+from models import SegmentationModel
 from trainer.evaluate import autocast
 from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
 from utils.config import Config
@@ -49,8 +48,8 @@ def build_objective(config: Config, step: Step) -> Objective:
 
 
 def train_step(
-    model: DeepLabV3,
-    old_model: DeepLabV3 | None,
+    model: SegmentationModel,
+    old_model: SegmentationModel | None,
     objective: Objective,
     dataset: StepDataset,
     sampler: TrainSampler,
@@ -119,7 +118,7 @@ def check_weights(model: nn.Module, step: Step) -> None:
 
 def backward(
     model: nn.Module,
-    old_model: nn.Module | None,
+    old_model: SegmentationModel | None,
     objective: Objective,
     batches: list[tuple[Tensor, Tensor]],
     scaler: torch.amp.GradScaler,
@@ -154,8 +153,8 @@ def backward(
             with autocast(config.train.amp, worker.device):
                 output = model(images)
             old = old_outputs[index]
-            if old is not None and old.logits is None:
-                old = old._replace(logits=upsample(old.grid_logits, images.shape[2:]))
+            if old_model is not None and old is not None and old.logits is None:
+                old = old._replace(logits=old_model.to_image_size(old.grid_logits, images.shape[2:]))
             terms = objective(output, old, labels, targets[index], counts, share)
             loss = torch.stack(list(terms.values())).sum()
             # DistributedDataParallel averages over ranks what has to be added up.
@@ -165,7 +164,7 @@ def backward(
     return totals
 
 
-def wrap_model(model: DeepLabV3, config: Config, worker: Worker) -> nn.Module:
+def wrap_model(model: SegmentationModel, config: Config, worker: Worker) -> nn.Module:
     """Return the model as the loop calls it: gradient synchronisation, compilation."""
     if config.train.compile:
         # Before the wrapper, whose own hooks do not compile.

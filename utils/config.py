@@ -56,16 +56,24 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    name: Literal["deeplabv3"] = "deeplabv3"
+    name: Literal["deeplabv3", "segmenter"] = "deeplabv3"
     """The architecture."""
     backbone: str = "resnet101"
-    """Any timm model with feature maps at the output stride."""
+    """Any timm model with feature maps at the output stride (deeplabv3), any plain ViT of timm (segmenter)."""
     pretrained: bool | str = True
     """ImageNet weights of the backbone: true fetches timm's, a path reads a state dict, false starts at random."""
     output_stride: Literal[8, 16, 32] = 16
-    """Image size over feature grid size."""
+    """Image size over feature grid size (deeplabv3)."""
     channels: int = Field(256, ge=1)
-    """Channels of each ASPP branch and of the distilled features."""
+    """Channels of the distilled features; of each ASPP branch (deeplabv3), of the decoder (segmenter)."""
+    patch_size: int | None = Field(None, ge=1)
+    """Side of a ViT's patch in pixels, where it is not to be the backbone's own (segmenter)."""
+    num_blocks: int = Field(2, ge=1)
+    """Transformer blocks of the decoder (segmenter)."""
+    num_heads: int = Field(12, ge=1)
+    """Attention heads of each of them (segmenter)."""
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    """Stochastic depth of the last of them; it rises linearly from 0 (segmenter)."""
 
 
 class TrainConfig(Section):

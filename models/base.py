@@ -1,0 +1,55 @@
+"""What the trainer asks of a model."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.backbone import pixel_statistics
+from models.output import SegOutput, upsample
+
+
+class SegmentationModel(nn.Module):
+    """A network whose classes grow; forward takes images (B,3,H,W), RGB pixel values 0..255 of any dtype.
+
+    backbone: the timm model whose mean and standard deviation normalise the images, here, where the model is.
+    """
+
+    trains_on_single_images: ClassVar[bool]
+    """Whether a training batch may hold one image only (BatchNorm on pooled features needs two)."""
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        mean, std = pixel_statistics(backbone)
+        self.register_buffer("pixel_mean", mean.view(3, 1, 1))
+        self.register_buffer("pixel_std", std.view(3, 1, 1))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return images as the backbone wants them, in floating point."""
+        return (images - self.pixel_mean) / self.pixel_std
+
+    def to_image_size(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
+        """Bring logits (B,K,h,w) of this model's grid to the size (H,W) of the images they came from."""
+        return upsample(grid_logits, size)
+
+    @property
+    def num_classes(self) -> list[int]:
+        """Classes of each step so far, background counted in the first."""
+        raise NotImplementedError
+
+    def grow(self, num_new: int, weight_transfer: bool) -> None:
+        """Add the classes of a new step (background weight transfer: they start as the background)."""
+        raise NotImplementedError
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters trained at the backbone's learning rate."""
+        raise NotImplementedError
+
+    def classifier_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the classes themselves."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> SegOutput:
+        raise NotImplementedError

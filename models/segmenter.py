@@ -1,0 +1,165 @@
+"""Segmenter (Strudel et al., arXiv 2105.05633): a ViT of timm and a mask transformer whose class tokens grow."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from models.backbone import build_vit
+from models.base import SegmentationModel
+from models.output import SegOutput, upsample
+
+
+class ClassTokens(nn.Module):
+    """One parameter of class tokens a step, and the affine that ends each class's mask.
+
+    channels: D. num_classes: classes of each step so far, background counted in the first.
+    """
+
+    def __init__(self, channels: int, num_classes: list[int]) -> None:
+        super().__init__()
+        self.tokens = nn.ParameterList(
+            trunc_normal_(torch.empty(count, channels), std=0.02) for count in num_classes
+        )
+        self.scales = nn.ParameterList(torch.ones(count) for count in num_classes)
+        self.shifts = nn.ParameterList(torch.zeros(count) for count in num_classes)
+
+    def grow(self, num_new: int, weight_transfer: bool) -> None:
+        """Append `num_new` tokens, copies of the background's if `weight_transfer`; their affine is 1 and 0."""
+        background = self.tokens[0].detach()[:1]
+        if weight_transfer:
+            tokens = background.repeat(num_new, 1)
+        else:
+            tokens = trunc_normal_(background.new_empty(num_new, background.shape[1]), std=0.02)
+        self.tokens.append(nn.Parameter(tokens))
+        self.scales.append(nn.Parameter(background.new_ones(num_new)))
+        self.shifts.append(nn.Parameter(background.new_zeros(num_new)))
+
+    def class_tokens(self) -> Tensor:
+        """Return (K,D)."""
+        return torch.cat(list(self.tokens))
+
+    def forward(self, cosine: Tensor) -> Tensor:
+        """Normalise (B,K,h,w) over the classes of each cell, then scale and shift every class (METHOD: masks)."""
+        mean, std = cosine.mean(dim=1, keepdim=True), cosine.std(dim=1, keepdim=True)
+        scale, shift = torch.cat(list(self.scales)), torch.cat(list(self.shifts))
+        return (cosine - mean) / (std + 1e-5) * scale[:, None, None] + shift[:, None, None]
+
+
+class MaskTransformer(nn.Module):
+    """Transformer blocks over patches and class tokens together.
+
+    Stochastic depth rises linearly over the blocks, from 0 to `drop_path`.
+    Raises ValueError where the heads do not divide the channels.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, num_blocks: int, num_heads: int, drop_path: float
+    ) -> None:
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(
+                f"model.channels: {channels} is no multiple of the decoder's {num_heads} heads (model.num_heads)"
+            )
+        self.embed = nn.Linear(in_channels, channels)
+        rates = torch.linspace(0, drop_path, num_blocks).tolist()
+        self.blocks = nn.ModuleList(
+            Block(channels, num_heads, qkv_bias=True, drop_path=rate) for rate in rates
+        )
+        self.norm = nn.LayerNorm(channels)
+        self.project_patches = nn.Linear(channels, channels, bias=False)
+        self.project_classes = nn.Linear(channels, channels, bias=False)
+        self.apply(_initialise)
+        for projection in (self.project_patches, self.project_classes):
+            nn.init.normal_(projection.weight, std=channels**-0.5)
+
+    def forward(self, patches: Tensor, class_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,N,C) and (K,D) -> projected patches (B,N,D) and class embeddings (B,K,D)."""
+        x = self.embed(patches)
+        num_patches = x.shape[1]
+        x = torch.cat([x, class_tokens.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        return self.project_patches(x[:, :num_patches]), self.project_classes(x[:, num_patches:])
+
+
+class Segmenter(SegmentationModel):
+    """A plain ViT and a mask transformer; a class's mask is the cosine of its embedding and every patch.
+
+    num_classes: classes of each step so far, background counted in the first. image_size: side of the training
+    crop, to which the position embeddings are resized; other sizes resize them as they come. Images whose sides
+    are no multiples of the patch are padded at the right and the bottom with the mean colour, and their logits cropped.
+    patch_size: None is the backbone's own. channels: D, the decoder's width.
+    """
+
+    trains_on_single_images = True
+
+    def __init__(
+        self,
+        num_classes: list[int],
+        *,
+        backbone: str = "vit_base_patch16_384",
+        pretrained: bool | str = False,
+        image_size: int = 512,
+        patch_size: int | None = None,
+        channels: int = 768,
+        num_blocks: int = 2,
+        num_heads: int = 12,
+        drop_path: float = 0.1,
+    ) -> None:
+        super().__init__(backbone)
+        self.backbone = build_vit(backbone, pretrained, image_size, patch_size)
+        self.patch_size: int = self.backbone.patch_embed.patch_size[0]
+        self.decoder = MaskTransformer(self.backbone.embed_dim, channels, num_blocks, num_heads, drop_path)
+        self.classifier = ClassTokens(channels, num_classes)
+
+    @property
+    def num_classes(self) -> list[int]:
+        return [len(tokens) for tokens in self.classifier.tokens]
+
+    def grow(self, num_new: int, weight_transfer: bool) -> None:
+        self.classifier.grow(num_new, weight_transfer)
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        return list(self.backbone.parameters())
+
+    def classifier_parameters(self) -> list[nn.Parameter]:
+        return list(self.classifier.parameters())
+
+    def to_image_size(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
+        padded = torch.Size(side * self.patch_size for side in grid_logits.shape[2:])
+        return upsample(grid_logits, padded)[:, :, : size[0], : size[1]]
+
+    def forward(self, images: Tensor) -> SegOutput:
+        height, width = images.shape[2:]
+        grid = [math.ceil(side / self.patch_size) for side in (height, width)]
+        missing = [cells * self.patch_size - side for cells, side in zip(grid, (height, width), strict=True)]
+        # Normalised, the mean colour is 0.
+        x = F.pad(self.normalise(images), (0, missing[1], 0, missing[0]))
+        patches = self.backbone.forward_features(x)[:, self.backbone.num_prefix_tokens :]
+        class_tokens = self.classifier.class_tokens()
+        patches, class_embeddings = self.decoder(patches, class_tokens)
+        features = patches.transpose(1, 2).unflatten(2, grid)
+        grid_logits = self._masks(features, class_embeddings)
+        logits = self.to_image_size(grid_logits, images.shape[2:])
+        return SegOutput(logits, grid_logits, features, class_tokens, class_embeddings)
+
+    def _masks(self, features: Tensor, class_embeddings: Tensor) -> Tensor:
+        """(B,D,h,w) and (B,K,D) -> (B,K,h,w), in float32 at least: the norm magnifies what cosines differ by."""
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        with torch.autocast(features.device.type, enabled=False):
+            patches = F.normalize(features.to(dtype), dim=1)
+            classes = F.normalize(class_embeddings.to(dtype), dim=2)
+            return self.classifier(torch.einsum("bkd,bdhw->bkhw", classes, patches))
+
+
+def _initialise(module: nn.Module) -> None:
+    """The initialisation of ViT."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

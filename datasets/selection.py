@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from datasets.tasks import Step, Task
 
@@ -44,6 +44,20 @@ def select_images(
     if setting == "disjoint":
         selected = [image_id for image_id in selected if max(shown[image_id]) < step.num_classes]
     return selected
+
+
+def split_holdout(image_ids: Sequence[str], fraction: float) -> tuple[list[str], list[str]]:
+    """Cut a step's images into those it trains on and those held out, both in the given order.
+
+    The held-out ones are round(fraction × images), at least one where the fraction is above 0, and depend on the
+    ids alone: the first in the order of the SHA-1 of 'holdout/ID'. An image that serves several steps is therefore
+    mostly held out in all or in none of them.
+    """
+    if fraction == 0:
+        return list(image_ids), []
+    by_hash = sorted(image_ids, key=lambda image_id: hashlib.sha1(f"holdout/{image_id}".encode()).digest())
+    held_out = set(by_hash[: max(1, round(fraction * len(image_ids)))])
+    return [i for i in image_ids if i not in held_out], [i for i in image_ids if i in held_out]
 
 
 def _assign_owners(shown: Mapping[str, Collection[int]], num_classes: int) -> dict[str, int]:

@@ -30,13 +30,14 @@ class TrainTransform:
     """Short side to the crop times a random scale, random crop, random flip.
 
     An image smaller than the crop lies anywhere in it; what lies outside is filled with `fill` (the backbone's
-    mean colour, 0..255) and labelled 255.
+    mean colour, 0..255) and labelled `pad_label`.
     """
 
     crop_size: int
     min_scale: float
     max_scale: float
     fill: tuple[float, ...]
+    pad_label: int = IGNORE_INDEX
 
     def __call__(
         self, image: UInt8Array, label: UInt8Array, generator: torch.Generator
@@ -52,7 +53,7 @@ class TrainTransform:
             above, before = int(top * (missing[0] + 1)), int(left * (missing[1] + 1))
             padding = [before, above, missing[1] - before, missing[0] - above]
             x = F.pad(x, padding, fill=[round(colour) for colour in self.fill])
-            y = F.pad(y, padding, fill=IGNORE_INDEX)
+            y = F.pad(y, padding, fill=self.pad_label)
         first_row = int(top * (x.shape[-2] - self.crop_size + 1))
         first_column = int(left * (x.shape[-1] - self.crop_size + 1))
         x = F.crop(x, first_row, first_column, self.crop_size, self.crop_size)

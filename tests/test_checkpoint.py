@@ -33,7 +33,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def save(path: Path, model: SegmentationModel, **more: Any) -> None:
-    save_checkpoint(path, model, **{"step": 1, "num_classes": [3, 2], "config": {}, **more})
+    save_checkpoint(
+        path, model, **{"step": 1, "num_classes": [3, 2], "class_names": list("abcde"), "config": {}, **more}
+    )
 
 
 def test_checkpoints_lie_in_the_folder_of_the_run() -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from utils.config import Config, differing_fields, load_config, parse_override, read_yaml
+from utils.config import Config, differing_fields, load_config, parse_override, read_yaml, with_defaults
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 TERMS = ("pseudo_label", "feature_distillation", "output_distillation", "orthogonal")
@@ -244,5 +244,50 @@ def test_a_shipped_config_loads_and_starts_with_command_hardware_time_and_score(
     assert f"main.py --config ./configs/{path.name} --log " in header
 
 
-def test_the_four_configs_are_there() -> None:
-    assert {"voc.yaml", "ade20k.yaml", "demo.yaml", "voc_animals.yaml"} <= {path.name for path in CONFIGS}
+RECIPES = {
+    "voc_segmenter": (32, 16, 1e-3, 1e-4, 1, "constant", True, 1e-5, 512, 25),
+    "ade20k_segmenter": (64, 8, 1e-3, 5e-4, 1, "constant", True, 1e-5, 512, 50),
+    "voc": (60, 32, 1e-3, 1e-4, 10, "poly", False, 1e-4, 513, 25),
+    "ade20k": (100, 24, 2.5e-3, 2.5e-4, 10, "poly", False, 1e-4, 513, 50),
+}
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_recipes_are_those_of_the_paper(name: str) -> None:
+    config = load_config(CONFIGS[0].parent / f"{name}.yaml")
+    train = config.train
+    recipe = (train.num_epochs, train.batch_size, train.lr_base, train.lr_incremental, train.lr_head_factor)
+    rest = (train.schedule, train.nesterov, train.weight_decay, train.crop_size)
+    assert (*recipe, *rest, config.loss.output_distillation.weight) == RECIPES[name]
+    assert (train.optimizer, train.momentum, train.num_epochs_incremental) == ("sgd", 0.9, None)
+    assert (train.min_scale, train.max_scale) == (0.5, 2.0)
+    assert config.loss.pseudo_label.threshold == 0.7
+    if config.model.name == "segmenter":
+        decoder = (config.model.num_blocks, config.model.channels, config.model.num_heads)
+        assert (config.model.backbone, *decoder) == ("vit_base_patch16_384", 2, 768, 12)
+
+
+def test_the_recipe_of_the_authors_differs_by_checkpoint_and_padding_only() -> None:
+    ours, theirs = (
+        load_config(CONFIGS[0].parent / f"{name}.yaml").model_dump(mode="json")
+        for name in ("voc_segmenter", "voc_segmenter_authors")
+    )
+    assert differing_fields(ours, theirs) == [
+        "checkpoint: best_validation → last",
+        "train.pad_label: background → ignore",
+    ]
+
+
+def test_the_shipped_configs_are_there() -> None:
+    shipped = {"voc", "ade20k", "voc_segmenter", "voc_segmenter_authors", "ade20k_segmenter"}
+    shipped |= {"demo", "demo_segmenter", "voc_animals"}
+    assert {f"{name}.yaml" for name in shipped} <= {path.name for path in CONFIGS}
+
+
+def test_a_stored_config_takes_the_defaults_of_younger_fields(tmp_path: Path) -> None:
+    stored = load_config(write_config(tmp_path)).model_dump(mode="json")
+    older = {**stored, "train": {k: v for k, v in stored["train"].items() if k != "pad_label"}}
+    del older["checkpoint"]
+    assert with_defaults(older) == stored
+    unreadable = {**stored, "model": {"name": "hourglass"}}
+    assert with_defaults(unreadable) == unreadable

@@ -276,7 +276,14 @@ def test_results_hold_the_documented_keys_and_types(place: Workplace, name: str)
         groups = {*GROUPS, "hiou"}
         assert step["without_background"].keys() == groups
         numbers = {*groups, "forgetting", "num_train_images", "num_val_images", "seconds"}
-        assert step.keys() == {"step", "new_classes", "per_class_iou", "without_background", *numbers}
+        assert step.keys() == {
+            "step",
+            "new_classes",
+            "per_class_iou",
+            "without_background",
+            "checkpoint",
+            *numbers,
+        }
         assert all(step[key] is None or step[key] >= 0 for key in numbers - {"forgetting"})
         assert isinstance(step["seconds"], float)
     base, last = results["steps"]
@@ -646,18 +653,29 @@ def test_dry_run_prints_config_and_steps_and_writes_nothing(place: Workplace, ca
     outcome = call_main(*arguments, "--dry-run")
     assert outcome.code == 0
     assert not (place.folder / "runs" / "dry").exists()
-    text, table = outcome.stdout.split("\n\n")
+    text, table, sizes = outcome.stdout.split("\n\n")
     config = yaml.safe_load(text)
     assert config["train"]["batch_size"] == 4
     assert config["loss"]["orthogonal"] == {"enabled": True, "weight": 0.5}
     assert config["loss"]["weight_transfer"] is True
     header, *rows = table.splitlines()
-    assert header.split() == ["step", "train", "val", "iterations", "parameters", "new", "classes"]
-    (*base, base_names), (*last, last_names) = (row.split(maxsplit=5) for row in rows)
+    columns = ["step", "train", "held", "out", "val", "iterations", "parameters", "new", "classes"]
+    assert header.split() == columns
+    (*base, base_names), (*last, last_names) = (row.split(maxsplit=6) for row in rows)
     assert (base_names, last_names) == ("background, ring, disc", "star, cross")
-    assert (base[:4], last[:4]) == (["0", "13", "7", "3"], ["1", "10", "7", "6"])
+    assert (base[:5], last[:5]) == (["0", "13", "0", "7", "3"], ["1", "10", "0", "7", "6"])
     # Two classes more: a weight for each of 8 channels, and a bias.
-    assert int(last[4].replace(",", "")) - int(base[4].replace(",", "")) == 2 * (8 + 1)
+    assert int(last[5].replace(",", "")) - int(base[5].replace(",", "")) == 2 * (8 + 1)
+    dataset = ShapesDataset("train", 16, 32)
+    shown = [set(np.unique(dataset.read_label(image_id)).tolist()) for image_id in dataset.ids]
+    first, later = {CLASSES_OF["shapes"].index(c) for c in ("ring", "disc")}, {4, 6}
+    disjoint = sum(bool(ids & first) and not ids & later for ids in shown)
+    partitioned = [int(size) for size in sizes.splitlines()[3].split("|")[4].split(",")]
+    assert sum(partitioned) == sum(bool(ids & (first | later)) for ids in shown)
+    assert sizes.splitlines()[1:3] == [
+        "| shapes | 2-2 | overlap | 13, 10 |",
+        f"| shapes | 2-2 | disjoint | {disjoint}, 10 |",
+    ]
 
 
 def test_dry_run_leaves_a_finished_run_alone(place: Workplace, call_main: Call) -> None:

@@ -9,7 +9,7 @@ from models import SegmentationModel, build_model
 from utils.config import Config
 from utils.files import open_atomic
 
-KEYS = {"model", "num_classes", "step", "config"}
+KEYS = {"model", "num_classes", "class_names", "step", "config"}
 """What every checkpoint holds; the rest describes it."""
 
 

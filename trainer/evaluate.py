@@ -47,7 +47,12 @@ def evaluate(
     # Whole images differ in size: they go one by one.
     batch_size = config.evaluate.batch_size if config.evaluate.mode == "center_crop" else 1
     loader = DataLoader(
-        dataset, batch_size, num_workers=config.data.num_workers, pin_memory=worker.device.type == "cuda"
+        dataset,
+        batch_size,
+        num_workers=config.data.num_workers,
+        pin_memory=worker.device.type == "cuda",
+        # A loader draws a seed for its workers; a training that goes on afterwards must not notice.
+        generator=torch.Generator(),
     )
     confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
     confusion = confusion.to(worker.device)

@@ -11,11 +11,12 @@ from datasets import SegmentationDataset, open_dataset
 from datasets.class_index import index_classes
 from datasets.class_orders import VOC_CLASS_ORDERS
 from datasets.incremental import TrainSampler, select_training_images
+from datasets.selection import SETTINGS, select_images, split_holdout
 from datasets.shapes import ShapesDataset
 from datasets.tasks import Step, Task, build_task
 from models import MODELS, SegmentationModel
-from trainer.checkpoint import checkpoint_path, load_checkpoint, new_model
-from utils.config import Config, differing_fields, read_yaml
+from trainer.checkpoint import checkpoint_path, load_checkpoint, new_model, restore_model
+from utils.config import Config, differing_fields, read_yaml, with_defaults
 from utils.distributed import Worker, seed_everything
 
 
@@ -23,7 +24,9 @@ from utils.distributed import Worker, seed_everything
 class Plan:
     """Everything a run needs, checked before it trains.
 
-    image_ids: the training images of every step; finished: the entries of results.json of finished steps.
+    image_ids: the training images of every step; holdout_ids: those held out of them; split_sizes: images that every
+    step would have, by setting; finished: the entries of results.json of finished steps; base_model: the model of step
+    0 before its training, where that is still to come.
     """
 
     config: Config
@@ -31,6 +34,8 @@ class Plan:
     train: SegmentationDataset
     val: SegmentationDataset
     image_ids: tuple[tuple[str, ...], ...]
+    holdout_ids: tuple[tuple[str, ...], ...]
+    split_sizes: dict[str, list[int]]
     finished: list[dict[str, Any]]
     base_model: SegmentationModel | None
 
@@ -49,9 +54,11 @@ class Plan:
             accumulate=train.accumulate,
         )
 
-    def num_classes(self, step: Step) -> list[int]:
-        """Classes of each step up to `step`, background counted in the first."""
-        return [earlier.num_new for earlier in self.task.steps[: step.index + 1]]
+    def num_iterations(self, step: Step, worker: Worker) -> int:
+        """Return the optimiser updates of a step, none in a base step that is taken over."""
+        if step.index == 0 and self.config.init_from is not None:
+            return 0
+        return self.sampler(step, worker).num_iterations
 
 
 def prepare(config: Config, worker: Worker) -> Plan:
@@ -64,25 +71,75 @@ def prepare(config: Config, worker: Worker) -> Plan:
     train, val = open_split(config, "train"), open_split(config, "val")
     task = build_task(config.task, train.classes, resolve_class_order(config))
     image_classes = worker.main_only(lambda: index_splits(config, train, val))
-    image_ids = tuple(
-        tuple(select_training_images(image_classes, task, step, config.setting, config.data.train_on))
+    selected = [
+        split_holdout(
+            select_training_images(image_classes, task, step, config.setting, config.data.train_on),
+            config.val_fraction,
+        )
         for step in task.steps
-    )
-    for step, ids in zip(task.steps, image_ids, strict=True):
-        if not ids:
-            raise ValueError(
-                f"task: step {step.index} ({', '.join(task.new_class_names(step))}) has no training image of "
-                f"{config.data.name} in setting '{config.setting}'; take other classes or another setting"
-            )
+    ]
+    check_selection(config, task, selected)
+    split_sizes = {
+        setting: [len(select_images(image_classes, task, step, setting)) for step in task.steps]
+        for setting in SETTINGS
+    }
     finished = worker.main_only(lambda: finished_steps(config, task))
     base_model = None
     if not worker.main_only(checkpoint_path(config.run_dir, 0).exists):
-        seed_everything(config.seed, 0)
-        # One process fetches the weights and hands them to the others, its error included.
-        base_model = worker.main_only(
-            lambda: new_model(config, [task.steps[0].num_new], config.model.pretrained)
+        if config.init_from is not None:
+            worker.main_only(lambda: check_base(config, task))
+        else:
+            seed_everything(config.seed, 0)
+            # One process fetches the weights and hands them to the others, its error included.
+            base_model = worker.main_only(
+                lambda: new_model(config, [task.steps[0].num_new], config.model.pretrained)
+            )
+    image_ids, holdout_ids = (tuple(map(tuple, ids)) for ids in zip(*selected, strict=True))
+    return Plan(config, task, train, val, image_ids, holdout_ids, split_sizes, finished, base_model)
+
+
+def check_selection(config: Config, task: Task, selected: list[tuple[list[str], list[str]]]) -> None:
+    """Raise ValueError for a step that has nothing to train on."""
+    for step, (ids, held_out) in zip(task.steps, selected, strict=True):
+        if ids or (step.index == 0 and config.init_from is not None):
+            continue
+        where = f"step {step.index} ({', '.join(task.new_class_names(step))})"
+        if held_out:
+            raise ValueError(
+                f"val_fraction: {config.val_fraction} holds out all {len(held_out)} training images of {where}; "
+                "lower it, or set it to 0"
+            )
+        raise ValueError(
+            f"task: {where} has no training image of {config.data.name} in setting '{config.setting}'; "
+            "take other classes or another setting"
         )
-    return Plan(config, task, train, val, image_ids, finished, base_model)
+
+
+def check_base(config: Config, task: Task) -> None:
+    """Check that the checkpoint of `init_from` holds the classes of step 0 and fits the configured model.
+
+    Raises FileNotFoundError or ValueError naming the file.
+    """
+    assert config.init_from is not None
+    checkpoint = load_checkpoint(config.init_from)
+    ours, theirs = list(task.class_names[: task.steps[0].num_new]), checkpoint["class_names"]
+    if ours != theirs:
+        raise ValueError(
+            f"init_from: {config.init_from} knows the classes {', '.join(theirs)}, but step 0 of task {task.name} "
+            f"learns {', '.join(ours)}; their names and order must agree"
+        )
+    model = with_defaults(checkpoint["config"])["model"]
+    differing = differing_fields(
+        config.model.model_dump(mode="json", exclude={"pretrained"}), {**model, "pretrained": None}
+    )
+    if differing:
+        raise ValueError(
+            f"init_from: {config.init_from} holds another model (model: {'; '.join(differing)}, there → here)"
+        )
+    try:
+        restore_model(config, checkpoint)
+    except ValueError as error:
+        raise ValueError(f"init_from: {config.init_from}: {error}") from error
 
 
 def check_parallelism(config: Config, worker: Worker) -> None:
@@ -133,7 +190,7 @@ def check_run_dir(config: Config) -> None:
         theirs = checkpoint["config"]
     else:
         return
-    differing = differing_fields(config.model_dump(mode="json"), theirs)
+    differing = differing_fields(config.model_dump(mode="json"), with_defaults(theirs))
     if differing:
         raise ValueError(
             f"{config.run_dir}: holds a run with another config ({'; '.join(differing)}, there → here); "
@@ -197,20 +254,25 @@ def index_splits(
 
 
 def describe(plan: Plan, worker: Worker) -> str:
-    """Return what a run would do: resolved config, steps, images, parameters and iterations."""
+    """Return what a run would do: resolved config, steps, images, parameters, iterations, sizes of the splits."""
     config, task = plan.config, plan.task
     model = plan.base_model or new_model(config, [task.steps[0].num_new])
     lines = [
         config.to_yaml(),
-        f"{'step':>4}  {'train':>6}  {'val':>6}  {'iterations':>10}  {'parameters':>11}  new classes",
+        f"{'step':>4}  {'train':>6}  {'held out':>8}  {'val':>6}  {'iterations':>10}  {'parameters':>11}  new classes",
     ]
     for step in task.steps:
         if step.index > 0:
             model.grow(step.num_new, weight_transfer=False)
         num_parameters = sum(p.numel() for p in model.parameters())
         lines.append(
-            f"{step.index:>4}  {len(plan.image_ids[step.index]):>6}  {len(plan.val.ids):>6}  "
-            f"{plan.sampler(step, worker).num_iterations:>10}  {num_parameters:>11,}  "
+            f"{step.index:>4}  {len(plan.image_ids[step.index]):>6}  {len(plan.holdout_ids[step.index]):>8}  "
+            f"{len(plan.val.ids):>6}  {plan.num_iterations(step, worker):>10}  {num_parameters:>11,}  "
             f"{', '.join(task.new_class_names(step))}"
         )
+    lines += ["", "Images that show a class of each step, by setting:"]
+    lines += [
+        f"| {config.data.name} | {task.name} | {setting} | {', '.join(map(str, sizes))} |"
+        for setting, sizes in plan.split_sizes.items()
+    ]
     return "\n".join(lines)

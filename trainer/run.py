@@ -2,25 +2,27 @@
 
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from datasets.incremental import StepDataset, ValidationDataset, evaluation_table, training_table
-from datasets.tasks import Step
-from datasets.transforms import EvaluateTransform, TrainTransform
+from datasets.incremental import StepDataset, training_table
+from datasets.tasks import IGNORE_INDEX, Step
+from datasets.transforms import TrainTransform
 from models import SegmentationModel
 from models.backbone import synchronise_batch_norm
 from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model, save_checkpoint
-from trainer.evaluate import draw_panel, evaluate
+from trainer.evaluate import draw_panel
 from trainer.plan import Plan, synchronises_batch_norm
+from trainer.score import best_weights, score_on_holdout, validate, validation_dataset
 from trainer.step import build_objective, train_step
+from utils.config import TrainConfig
 from utils.distributed import Worker, seed_everything
 from utils.files import write_atomic
 from utils.logging import RunLog
-from utils.metrics import iou_per_class
 from utils.report import build_results, format_table, make_step_entry, save_confusion, write_results
 
 
@@ -45,7 +47,7 @@ def run(plan: Plan, worker: Worker) -> None:
                 entries.append(assess(plan, step, entries, first_iteration, worker, log))
                 if worker.is_main:
                     write_results(run_dir, summarise(plan, entries, worker))
-            first_iteration += plan.sampler(step, worker).num_iterations
+            first_iteration += plan.num_iterations(step, worker)
         log.info(format_table(summarise(plan, entries, worker)))
     except Exception:
         log.write(traceback.format_exc())
@@ -60,42 +62,85 @@ def learn(plan: Plan, step: Step, first_iteration: int, worker: Worker, log: Run
     path = checkpoint_path(run_dir, step.index)
     if worker.main_only(path.exists):
         return
+    if step.index == 0 and config.init_from is not None:
+        worker.main_only(lambda: take_over(plan, path, log))
+        return
     image_ids = plan.image_ids[step.index]
     log.info(f"step {step.index}: {', '.join(plan.task.new_class_names(step))}; {len(image_ids)} images")
     log.start_step(step.index, first_iteration)
     if worker.is_main:
-        list_path = run_dir / "train_images" / f"step_{step.index}.txt"
-        write_atomic(list_path, "".join(f"{image_id}\n" for image_id in image_ids))
+        for folder, ids in (("train_images", image_ids), ("holdout_images", plan.holdout_ids[step.index])):
+            if ids:
+                list_path = run_dir / folder / f"step_{step.index}.txt"
+                write_atomic(list_path, "".join(f"{image_id}\n" for image_id in ids))
     seed_everything(config.seed, step.index)
     objective = build_objective(config, step)
     model, old_model = start_models(plan, step, objective.needs_old_model, worker)
-    train = config.train
-    fill = tuple(model.pixel_mean.flatten().tolist())
     dataset = StepDataset(
         plan.train,
         image_ids,
         training_table(plan.task, step, config.data.train_on),
-        TrainTransform(train.crop_size, train.min_scale, train.max_scale, fill),
+        train_transform(config.train, model),
         config.seed,
         step.index,
     )
-    sampler = plan.sampler(step, worker)
+    best = best_weights(plan, step, worker)
     seconds = train_step(
-        model, old_model, objective, dataset, sampler, step, config, worker, log, first_iteration
+        model,
+        old_model,
+        objective,
+        dataset,
+        plan.sampler(step, worker),
+        step,
+        config,
+        worker,
+        log,
+        first_iteration,
+        best,
     )
     if worker.is_main:
+        chosen: dict[str, Any] = {"by": config.checkpoint}
+        if best is not None:
+            model.load_state_dict(best.state)
+            chosen |= {"epoch": best.epoch, "score": best.best}
         save_checkpoint(
             path,
             model,
-            step=step.index,
-            num_classes=plan.num_classes(step),
-            class_names=list(plan.task.class_names[: step.num_classes]),
-            palette=[list(plan.train.palette[i]) for i in plan.task.class_ids[: step.num_classes]],
-            config=config.model_dump(mode="json"),
+            **describe_checkpoint(plan, step, model),
+            chosen=chosen,
             num_train_images=len(image_ids),
             seconds=seconds,
         )
     worker.barrier()
+
+
+def take_over(plan: Plan, path: Path, log: RunLog) -> None:
+    """Make the checkpoint that `init_from` names this run's step 0."""
+    config, step = plan.config, plan.task.steps[0]
+    assert config.init_from is not None
+    base = load_checkpoint(config.init_from)
+    log.info(f"step 0: {', '.join(plan.task.new_class_names(step))}; taken from {config.init_from}")
+    model = restore_model(config, base)
+    told = {name: base[name] for name in ("chosen", "num_train_images", "seconds")}
+    save_checkpoint(path, model, **describe_checkpoint(plan, step, model), **told)
+
+
+def describe_checkpoint(plan: Plan, step: Step, model: SegmentationModel) -> dict[str, Any]:
+    """Return what makes the weights after a step readable on their own."""
+    return {
+        "step": step.index,
+        "num_classes": model.num_classes,
+        "class_names": list(plan.task.class_names[: step.num_classes]),
+        "palette": [list(plan.train.palette[i]) for i in plan.task.class_ids[: step.num_classes]],
+        "config": plan.config.model_dump(mode="json"),
+    }
+
+
+def train_transform(train: TrainConfig, model: SegmentationModel) -> TrainTransform:
+    """Return the augmentation of a step's images."""
+    fill = tuple(model.pixel_mean.flatten().tolist())
+    pad_label = 0 if train.pad_label == "background" else IGNORE_INDEX
+    return TrainTransform(train.crop_size, train.min_scale, train.max_scale, fill, pad_label)
 
 
 def start_models(
@@ -130,33 +175,32 @@ def assess(
     config = plan.config
     checkpoint = load_checkpoint(checkpoint_path(config.run_dir, step.index))
     model = restore_model(config, checkpoint, worker.device).eval()
-    table = evaluation_table(plan.task, step, config.evaluate.future, plan.val.background_is_void)
-    transform = EvaluateTransform(config.train.crop_size, config.evaluate.mode)
-    ids = plan.val.ids
-    dataset = ValidationDataset(plan.val, ids[worker.rank :: worker.world_size], table, transform)
-    confusion = evaluate(model, dataset, step.num_classes, config, worker)
-    background_evaluated = bool((table[: len(plan.val.classes)] == 0).any())
+    confusion, iou = validate(plan, step, model, worker)
     class_names = plan.task.class_names[: step.num_classes]
     entry = make_step_entry(
         step_index=step.index,
         new_class_names=plan.task.new_class_names(step),
-        iou_history=[*map(iou_vector, entries), iou_per_class(confusion, background_evaluated)],
+        iou_history=[*map(iou_vector, entries), iou],
         class_names_seen=class_names,
         num_old=step.num_old,
         num_new=step.num_new,
         num_base=plan.task.steps[0].num_new,
         num_train_images=checkpoint["num_train_images"],
-        num_val_images=len(ids),
+        num_val_images=len(plan.val.ids),
         seconds=checkpoint["seconds"],
     )
+    entry["checkpoint"] = checkpoint["chosen"]
+    if plan.holdout_ids[step.index]:
+        entry["holdout"] = score_on_holdout(plan, step, model, worker)
     groups = {name: value for name, value in entry.items() if name.startswith("miou") and value is not None}
     log.info(f"step {step.index}: " + ", ".join(f"{name} {value:.3f}" for name, value in groups.items()))
     if worker.is_main:
         save_confusion(config.run_dir, step.index, confusion, class_names)
-        last_iteration = first_iteration + plan.sampler(step, worker).num_iterations - 1
+        last_iteration = max(0, first_iteration + plan.num_iterations(step, worker) - 1)
         log.start_evaluation(step.index)
         log.metrics(step.index, last_iteration, groups)
         colours = [plan.val.palette[i] for i in plan.task.class_ids]
+        dataset = validation_dataset(plan, step, worker)
         for index in range(min(config.logging.num_panels, len(dataset))):
             panel = draw_panel(model, *dataset[index], colours, config, worker.device)
             log.image(f"step_{step.index}/{dataset.image_ids[index]}", last_iteration, panel)

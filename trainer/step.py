@@ -18,7 +18,8 @@ from losses.pseudo_label import SelectivePseudoLabel
 from models import SegmentationModel
 from trainer.evaluate import autocast
 from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
-from utils.config import Config
+from trainer.score import BestWeights
+from utils.config import Config, TrainConfig
 from utils.distributed import Worker
 from utils.logging import RunLog
 
@@ -58,17 +59,17 @@ def train_step(
     worker: Worker,
     log: RunLog,
     first_iteration: int = 0,
+    best: BestWeights | None = None,
 ) -> float:
     """Train `model` in place on the step's images and return the seconds it took.
 
     old_model: the frozen model of the step before, None where no term of the objective looks at it.
-    first_iteration: the run's iterations before this step, for the curves.
+    first_iteration: the run's iterations before this step, for the curves. best: looks at the model after every
+    epoch and keeps the weights that score best; its time does not count.
     Raises NonFiniteLossError naming iteration and term.
     """
     train = config.train
-    model.train()
-    if step.index > 0 and train.freeze_bn:
-        freeze_batch_norm(model)
+    prepare_for_training(model, step, train)
     optimizer = build_optimizer(model, train, is_base_step=step.index == 0)
     schedule = build_schedule(optimizer, train.schedule, sampler.num_iterations)
     scaler = torch.amp.GradScaler(worker.device.type, enabled=train.amp == "fp16")
@@ -84,7 +85,6 @@ def train_step(
         pin_memory=worker.device.type == "cuda",
     )
     history = History(step.index, first_iteration, config, worker, log)
-    started = time.monotonic()
     with log.progress(f"step {step.index}", sampler.num_iterations) as bar:
         for iteration, micro_batches in enumerate(group(loader, train.accumulate)):
             batches = [move(batch, worker.device, train.channels_last) for batch in micro_batches]
@@ -96,14 +96,26 @@ def train_step(
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             history.add(terms)
+            epoch = iteration // sampler.iterations_per_epoch
             if (iteration + 1) % config.logging.every == 0 or iteration + 1 == sampler.num_iterations:
-                history.flush(
-                    iteration, iteration // sampler.iterations_per_epoch, schedule.get_last_lr()[0], bar
-                )
+                history.flush(iteration, epoch, schedule.get_last_lr()[0], bar)
             schedule.step()
             bar.update()
+            if best is not None and (iteration + 1) % sampler.iterations_per_epoch == 0:
+                look_since = time.monotonic()
+                score = best.consider(model, epoch)
+                log.metrics(step.index, first_iteration + iteration, {"score": score}, epoch=epoch)
+                prepare_for_training(model, step, train)
+                history.pause(time.monotonic() - look_since)
     check_weights(model, step)
-    return time.monotonic() - started
+    return time.monotonic() - history.started
+
+
+def prepare_for_training(model: nn.Module, step: Step, train: TrainConfig) -> None:
+    """Put the model into training mode, BatchNorm frozen where incremental steps keep it."""
+    model.train()
+    if step.index > 0 and train.freeze_bn:
+        freeze_batch_norm(model)
 
 
 def check_weights(model: nn.Module, step: Step) -> None:
@@ -201,7 +213,12 @@ class History:
         self.log = log
         self.names: list[str] = []
         self.values: list[Tensor] = []
-        self.since = time.monotonic()
+        self.started = self.since = time.monotonic()
+
+    def pause(self, seconds: float) -> None:
+        """Leave out time in which the step did not train."""
+        self.started += seconds
+        self.since += seconds
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Remember one iteration's terms (this rank's shares)."""

@@ -92,6 +92,8 @@ class TrainConfig(Section):
     """Smallest random scale of a training image, 1 being its short side at the crop's."""
     max_scale: float = Field(2.0, gt=0)
     """Largest random scale of a training image."""
+    pad_label: Literal["ignore", "background"] = "ignore"
+    """Label of what lies outside an image smaller than the crop."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """The optimiser."""
     lr_base: float = Field(gt=0)
@@ -201,6 +203,13 @@ class Config(Section):
     """The network."""
     train: TrainConfig
     """Optimisation."""
+    init_from: Path | None = None
+    """Checkpoint of another run whose classes are those of step 0: this run starts at step 1 from it."""
+    val_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of every step's training images that is held out, for tuning and for the choice of a checkpoint."""
+    checkpoint: Literal["last", "best_holdout", "best_validation"] = "last"
+    """Which weights a step ends with: the last, or those of the epoch that scores best on the held-out images or on the
+    validation split. The last of these looks at what the literature tests on."""
     loss: LossConfig = LossConfig()
     """The parts of the method."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -226,6 +235,8 @@ class Config(Section):
             )
         if self.train.nesterov and (self.train.optimizer != "sgd" or self.train.momentum == 0):
             problems.append("train.nesterov needs train.optimizer sgd and a train.momentum above 0")
+        if self.checkpoint == "best_holdout" and self.val_fraction == 0:
+            problems.append("checkpoint best_holdout needs held-out images: set val_fraction, such as 0.1")
         if self.class_order is not None and not isinstance(self.task, str):
             problems.append(
                 "class_order goes with a named task such as '15-1'; lists of names have their own order"
@@ -304,6 +315,14 @@ def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list
         if ours_flat.get(field) != theirs_flat.get(field)
         and not any(field == free or field.startswith(f"{free}.") for free in MAY_DIFFER)
     ]
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored configuration with the defaults of fields that are younger than it."""
+    try:
+        return Config.model_validate(values).model_dump(mode="json")
+    except ValidationError:  # a field has changed its name or its range since
+        return dict(values)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,9 +10,11 @@ import numpy as np
 from datasets import SegmentationDataset, open_dataset
 from datasets.class_index import index_classes
 from datasets.class_orders import VOC_CLASS_ORDERS
+from datasets.files import check_libraries
 from datasets.incremental import TrainSampler, select_training_images
 from datasets.shapes import ShapesDataset
 from datasets.tasks import Step, Task, build_task
+from datasets.unreadable import Unreadable
 from models import DeepLabV3
 from trainer.checkpoint import checkpoint_path, load_checkpoint, new_model
 from utils.config import Config, differing_fields, read_yaml
@@ -23,7 +25,8 @@ from utils.distributed import Worker, seed_everything
 class Plan:
     """Everything a run needs, checked before it trains.
 
-    image_ids: the training images of every step; finished: the entries of results.json of finished steps.
+    image_ids: the training images of every step; finished: the entries of results.json of finished steps;
+    left_out: what there is to say of images that cannot be read.
     """
 
     config: Config
@@ -33,6 +36,7 @@ class Plan:
     image_ids: tuple[tuple[str, ...], ...]
     finished: list[dict[str, Any]]
     base_model: DeepLabV3 | None
+    left_out: tuple[str, ...] = ()
 
     def sampler(self, step: Step, worker: Worker) -> TrainSampler:
         """Return the order in which a step's images are seen by one rank."""
@@ -63,7 +67,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
     worker.main_only(lambda: check_run_dir(config))
     train, val = open_split(config, "train"), open_split(config, "val")
     task = build_task(config.task, train.classes, resolve_class_order(config))
-    image_classes = worker.main_only(lambda: index_splits(config, train, val))
+    image_classes, left_out = worker.main_only(lambda: index_splits(config, train, val))
     image_ids = tuple(
         tuple(select_training_images(image_classes, task, step, config.setting, config.data.train_on))
         for step in task.steps
@@ -82,7 +86,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
         base_model = worker.main_only(
             lambda: new_model(config, [task.steps[0].num_new], config.model.pretrained)
         )
-    return Plan(config, task, train, val, image_ids, finished, base_model)
+    return Plan(config, task, train, val, image_ids, finished, base_model, left_out)
 
 
 def check_parallelism(config: Config, worker: Worker) -> None:
@@ -182,14 +186,24 @@ def resolve_class_order(config: Config) -> list[int] | None:
 
 def index_splits(
     config: Config, train: SegmentationDataset, val: SegmentationDataset
-) -> Mapping[str, frozenset[int]]:
-    """Return the classes that every training image shows; the files of both splits are checked on the way."""
+) -> tuple[Mapping[str, frozenset[int]], tuple[str, ...]]:
+    """Return the classes that every training image shows; the files of both splits are checked on the way.
+
+    Second comes what there is to say of images that are left out, where data.on_error allows that.
+    """
     if isinstance(train, ShapesDataset) or isinstance(val, ShapesDataset):
-        return {i: frozenset(np.unique(train.read_label(i)).tolist()) for i in train.ids}
-    train.read(train.ids[0])  # finds out here whether this machine can read images at all
-    cache_dir = config.output_dir / "class_index"
-    index_classes(val, cache_dir, config.data.num_workers)
-    return index_classes(train, cache_dir, config.data.num_workers)
+        return {i: frozenset(np.unique(train.read_label(i)).tolist()) for i in train.ids}, ()
+    check_libraries()
+    data, left_out = config.data, []
+    for dataset in (val, train):
+        where = f"{dataset.name} {dataset.split}"
+        unreadable = Unreadable(data.on_error, data.max_skipped, len(dataset.ids), where)
+        index = index_classes(
+            dataset, config.output_dir / "class_index", data.num_workers, unreadable=unreadable
+        )
+        if unreadable.problems:
+            left_out.append(unreadable.describe())
+    return index, tuple(left_out)
 
 
 def describe(plan: Plan, worker: Worker) -> str:
@@ -198,6 +212,7 @@ def describe(plan: Plan, worker: Worker) -> str:
     model = plan.base_model or new_model(config, [task.steps[0].num_new])
     lines = [
         config.to_yaml(),
+        *plan.left_out,
         f"{'step':>4}  {'train':>6}  {'val':>6}  {'iterations':>10}  {'parameters':>11}  new classes",
     ]
     for step in task.steps:

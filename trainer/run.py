@@ -11,6 +11,7 @@ import torch
 from datasets.incremental import StepDataset, ValidationDataset, evaluation_table, training_table
 from datasets.tasks import Step
 from datasets.transforms import EvaluateTransform, TrainTransform
+from datasets.unreadable import Unreadable
 from models import DeepLabV3
 from models.backbone import synchronise_batch_norm
 from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model, save_checkpoint
@@ -37,6 +38,8 @@ def run(plan: Plan, worker: Worker) -> None:
     )
     if config.train.sync_bn and worker.world_size > 1 and not synchronises_batch_norm(config, worker):
         log.info("train.sync_bn: CPUs have no SyncBN; every rank takes BatchNorm statistics of its own share")
+    for message in plan.left_out:
+        log.info(message)
     first_iteration = 0
     try:
         for step in plan.task.steps:
@@ -134,7 +137,11 @@ def assess(
     transform = EvaluateTransform(config.train.crop_size, config.evaluate.mode)
     ids = plan.val.ids
     dataset = ValidationDataset(plan.val, ids[worker.rank :: worker.world_size], table, transform)
-    confusion = evaluate(model, dataset, step.num_classes, config, worker)
+    data = config.data
+    unreadable = Unreadable(data.on_error, data.max_skipped, len(ids), f"evaluation of step {step.index}")
+    confusion = evaluate(model, dataset, step.num_classes, config, worker, unreadable)
+    if unreadable.problems:
+        log.info(unreadable.describe())
     background_evaluated = bool((table[: len(plan.val.classes)] == 0).any())
     class_names = plan.task.class_names[: step.num_classes]
     entry = make_step_entry(
@@ -146,7 +153,7 @@ def assess(
         num_new=step.num_new,
         num_base=plan.task.steps[0].num_new,
         num_train_images=checkpoint["num_train_images"],
-        num_val_images=len(ids),
+        num_val_images=len(ids) - len(unreadable.problems),
         seconds=checkpoint["seconds"],
     )
     groups = {name: value for name, value in entry.items() if name.startswith("miou") and value is not None}
@@ -158,7 +165,8 @@ def assess(
         log.metrics(step.index, last_iteration, groups)
         colours = [plan.val.palette[i] for i in plan.task.class_ids]
         for index in range(min(config.logging.num_panels, len(dataset))):
-            panel = draw_panel(model, *dataset[index], colours, config, worker.device)
+            image, label, _ = dataset[index]
+            panel = draw_panel(model, image, label, colours, config, worker.device)
             log.image(f"step_{step.index}/{dataset.image_ids[index]}", last_iteration, panel)
     return entry
 

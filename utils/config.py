@@ -23,8 +23,9 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """What a method sets; a field that the file or `--set` names wins over it."""
 
-MAY_DIFFER = ("log", "output_dir", "data.num_workers", "logging")
-"""Fields (or sections) that cannot change a result: a run may be continued with other values."""
+MAY_DIFFER = ("log", "output_dir", "data.num_workers", "data.on_error", "data.max_skipped", "logging")
+"""Fields (or sections) that cannot change a result: a run may be continued with other values. What becomes of files
+that cannot be read is among them, so that a run which met one can go on."""
 
 
 class Section(BaseModel):
@@ -51,6 +52,11 @@ class DataConfig(Section):
     """Processes that read images, a rank."""
     train_on: Literal["step", "seen"] = "step"
     """Images and labels a step learns from: its own classes', or those of every class so far (`joint`)."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """An image or mask that cannot be read ends the run, or is left out (in training: replaced by the step's next
+    image), counted and named."""
+    max_skipped: float = Field(0.01, ge=0, le=1)
+    """Share of a split's or a step's images that `skip` may leave out before the run ends."""
     shapes: ShapesConfig = ShapesConfig()
     """What `name: shapes` draws."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,14 @@ class Worker:
             x = x.clone()
             dist.all_reduce(x)
         return x
+
+    def gather(self, x: T) -> list[T]:
+        """Return x of every rank, a picklable object."""
+        if self.world_size == 1:
+            return [x]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, x)
+        return gathered
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -42,15 +42,20 @@ def main() -> None:
     parser, args = parse_arguments()
     from datasets.files import DataError
     from datasets.unreadable import TooManySkippedError
-    from trainer.plan import describe, prepare
+    from trainer.plan import check_config, describe, prepare
     from trainer.run import run
     from trainer.step import NonFiniteLossError
     from utils.config import load_config
-    from utils.distributed import process_group
+    from utils.distributed import find_worker, process_group
 
     plan = None
     try:
-        config = load_config(args.config, args.overrides, log=args.log)
+        config = load_config(
+            args.config,
+            args.overrides,
+            log=args.log,
+            check=lambda config: check_config(config, find_worker(args.device)),
+        )
         with process_group(args.device) as worker:
             plan = prepare(config, worker)
             if not args.dry_run:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets import SegmentationDataset, open_dataset
+from datasets import SegmentationDataset, ade20k, open_dataset, shapes, voc
 from datasets.class_index import index_classes
 from datasets.class_orders import VOC_CLASS_ORDERS
 from datasets.files import check_libraries
@@ -19,6 +19,9 @@ from models import DeepLabV3
 from trainer.checkpoint import checkpoint_path, load_checkpoint, new_model
 from utils.config import Config, differing_fields, read_yaml
 from utils.distributed import Worker, seed_everything
+
+CLASSES = {"voc": voc.CLASSES, "ade20k": ade20k.CLASSES, "shapes": shapes.CLASSES}
+"""Classes of the data sets that do not read them from a file."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
 
     Raises ValueError or OSError naming what is wrong; nothing has been written to the run's folder then.
     """
-    check_parallelism(config, worker)
+    check_config(config, worker)
     worker.main_only(lambda: check_run_dir(config))
     train, val = open_split(config, "train"), open_split(config, "val")
     task = build_task(config.task, train.classes, resolve_class_order(config))
@@ -87,6 +90,22 @@ def prepare(config: Config, worker: Worker) -> Plan:
             lambda: new_model(config, [task.steps[0].num_new], config.model.pretrained)
         )
     return Plan(config, task, train, val, image_ids, finished, base_model, left_out)
+
+
+def check_config(config: Config, worker: Worker) -> None:
+    """Raise ValueError with a line for everything that is known to be wrong before data are opened."""
+    problems = []
+    try:
+        check_parallelism(config, worker)
+    except ValueError as error:
+        problems.append(str(error))
+    if config.data.name in CLASSES and (config.class_order is None or isinstance(config.task, str)):
+        try:
+            build_task(config.task, CLASSES[config.data.name], resolve_class_order(config))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def check_parallelism(config: Config, worker: Worker) -> None:

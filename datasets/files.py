@@ -57,10 +57,7 @@ class FileDataset:
         """
         image_path, mask_path = self.samples[image_id]
         image, label = read_image(image_path), read_mask(mask_path)
-        if image.shape[:2] != label.shape:
-            raise DataError(
-                describe_size_mismatch(image_path, image.shape[1::-1], mask_path, label.shape[::-1])
-            )
+        check_size(image_path, image, mask_path, label)
         check_ids(mask_path, label, len(self.classes))
         return image, label
 
@@ -189,6 +186,12 @@ def _import_mmcv() -> Any:
             "`pip uninstall -y opencv-python && pip install --force-reinstall opencv-python-headless`"
         ) from error
     return mmcv
+
+
+def check_size(image_path: Path, image: UInt8Array, mask_path: Path, label: UInt8Array) -> None:
+    """Raise DataError where an image and its mask differ in size."""
+    if image.shape[:2] != label.shape:
+        raise DataError(describe_size_mismatch(image_path, image.shape[1::-1], mask_path, label.shape[::-1]))
 
 
 def describe_size_mismatch(

@@ -181,13 +181,13 @@ def synchronises_batch_norm(config: Config, worker: Worker) -> bool:
     return config.train.sync_bn and worker.world_size > 1 and worker.device.type == "cuda"
 
 
-def open_split(config: Config, split: str) -> SegmentationDataset:
-    """Open the configured data set's 'train' or 'val' split."""
+def open_split(config: Config, split: str, problems: list[str] | None = None) -> SegmentationDataset:
+    """Open the configured data set's 'train' or 'val' split; `problems`: as `open_dataset` takes them."""
     data = config.data
     if data.name == "shapes":
         num_images = data.shapes.num_train if split == "train" else data.shapes.num_val
         return ShapesDataset(split, num_images, data.shapes.image_size, data.shapes.seed)
-    return open_dataset(data.name, data.root, split)
+    return open_dataset(data.name, data.root, split, problems)
 
 
 def resolve_class_order(config: Config) -> list[int] | None:

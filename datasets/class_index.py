@@ -19,7 +19,7 @@ from datasets.files import (
     UNDECODABLE,
     FileDataset,
     describe_mask_format,
-    describe_size_mismatch,
+    describe_size,
     describe_undecodable,
     describe_unknown_ids,
 )
@@ -161,9 +161,8 @@ def _read_mask(job: MaskJob) -> list[int] | str:
         image_size = _read_image_size(job.image_path)
     except UNDECODABLE as error:
         return describe_undecodable(job.image_path, "an image", error)
-    if image_size != mask_size:
-        return describe_size_mismatch(job.image_path, image_size, path, mask_size)
-    return ids
+    problem = describe_size(job.image_path, image_size, path, mask_size)
+    return ids if problem is None else problem
 
 
 def _read_image_size(path: str) -> tuple[int, int]:

@@ -19,6 +19,9 @@ UInt8Array = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 SPLITS = ("train", "val")
 
+MAX_ASPECT = 100
+"""A line of one pixel's height would be scaled to gigabytes."""
+
 UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises over files that it cannot decode."""
 
@@ -113,14 +116,12 @@ def read_mask(path: Path) -> UInt8Array:
         DataError: the file is neither, or Pillow cannot decode it.
         OSError: it cannot be opened.
     """
-    mmcv = _import_mmcv()
     content = _read_bytes(path)
     try:
+        # Not OpenCV's decoder, which turns a palette into colours.
         with Image.open(io.BytesIO(content)) as image:
             problem = describe_mask_format(image)
-        if problem is None:
-            # OpenCV's decoder turns a palette into colours; Pillow's keeps the indices.
-            mask: UInt8Array = mmcv.imfrombytes(content, flag="unchanged", backend="pillow")
+            mask: UInt8Array = np.array(image if problem is None else 0, dtype=np.uint8)
     except UNDECODABLE as error:
         raise DataError(describe_undecodable(path, "a mask", error)) from error
     if problem is not None:
@@ -189,9 +190,24 @@ def _import_mmcv() -> Any:
 
 
 def check_size(image_path: Path, image: UInt8Array, mask_path: Path, label: UInt8Array) -> None:
-    """Raise DataError where an image and its mask differ in size."""
-    if image.shape[:2] != label.shape:
-        raise DataError(describe_size_mismatch(image_path, image.shape[1::-1], mask_path, label.shape[::-1]))
+    """Raise DataError where an image and its mask differ in size or are too long and thin to be scaled."""
+    problem = describe_size(image_path, image.shape[1::-1], mask_path, label.shape[::-1])
+    if problem is not None:
+        raise DataError(problem)
+
+
+def describe_size(
+    image_path: Path | str, image_size: tuple[int, ...], mask_path: Path | str, mask_size: tuple[int, ...]
+) -> str | None:
+    """What is wrong with the (width, height) of an image, turned upright, and its mask, if anything."""
+    if image_size != mask_size:
+        return describe_size_mismatch(image_path, image_size, mask_path, mask_size)
+    if max(image_size) > MAX_ASPECT * min(image_size):
+        return (
+            f"{image_path}: the image is {image_size[0]}x{image_size[1]} (width x height); a side may be at most "
+            f"{MAX_ASPECT} times the other, because the shorter one is scaled to the crop; cut or remove it"
+        )
+    return None
 
 
 def describe_size_mismatch(

@@ -244,6 +244,18 @@ def test_images_of_one_pixel_and_smaller_than_the_crop_are_trained_and_evaluated
         assert (label.unique().tolist(), problem) == ([2], "")
 
 
+@pytest.mark.parametrize(("width", "is_fine"), [(100, True), (101, False)])
+def test_an_image_that_scaling_would_blow_up_is_refused(tmp_path: Path, width: int, is_fine: bool) -> None:
+    root = write_folder(tmp_path, CLASSES, {"a": stripes(1, height=1, width=width)}, {}, suffix=".png")
+    dataset = folder.open_split(root, "train")
+    for read in (lambda: dataset.read("a"), lambda: index_classes(dataset, None, 0, progress=False)):
+        if is_fine:
+            read()
+        else:
+            with pytest.raises(DataError, match=r"a\.png: the image is 101x1 .* at most 100 times the other"):
+                read()
+
+
 # Skipping
 
 

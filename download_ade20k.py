@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.fetch import fetch, unpack
+from tools.fetch import UsageError, fetch, unpack
 
 NAME = "ADEChallengeData2016"
 MIRRORS = (f"http://data.csail.mit.edu/places/ADEchallenge/{NAME}.zip",)
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         download(parse_arguments(argv))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     return 0
 
 

@@ -14,9 +14,10 @@ SegmentationDataset = FileDataset | ShapesDataset
 _OPEN_SPLIT = {"voc": voc.open_split, "ade20k": ade20k.open_split, "folder": folder.open_split}
 
 
-def open_dataset(name: str, root: Path, split: str) -> FileDataset:
+def open_dataset(name: str, root: Path, split: str, problems: list[str] | None = None) -> FileDataset:
     """Open the 'train' or 'val' split of a data set that lies in files under `root`.
 
-    Raises FileNotFoundError or ValueError naming what is missing there.
+    Raises FileNotFoundError or ValueError naming what is missing there. With `problems`, single images that lack
+    a mask, the other way round, or have an impossible name are added there and left out instead.
     """
-    return _OPEN_SPLIT[name](root, split)
+    return _OPEN_SPLIT[name](root, split, problems)

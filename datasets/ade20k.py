@@ -14,18 +14,18 @@ EXPECTED = (
 )
 
 
-def open_split(root: Path, split: str) -> FileDataset:
+def open_split(root: Path, split: str, problems: list[str] | None = None) -> FileDataset:
     """One split of ADE20K below `root`/ADEChallengeData2016; its label 0 ('other') is void in evaluation.
 
-    Raises:
+    Raises (layout errors of single files are only added to `problems`, where given):
         ValueError: unknown split.
         FileNotFoundError: a folder, an image or a mask is missing, or the split is empty.
     """
     check_split(split)
     image_folder = root / "ADEChallengeData2016" / "images" / _FOLDER_OF_SPLIT[split]
     mask_folder = root / "ADEChallengeData2016" / "annotations" / _FOLDER_OF_SPLIT[split]
-    images = list_files(image_folder, {".jpg"}, EXPECTED)
-    masks = list_files(mask_folder, {".png"}, EXPECTED)
+    images = list_files(image_folder, {".jpg"}, EXPECTED, problems)
+    masks = list_files(mask_folder, {".png"}, EXPECTED, problems)
     samples = pair_samples(
         sorted(images.keys() | masks.keys()),
         images,
@@ -33,6 +33,7 @@ def open_split(root: Path, split: str) -> FileDataset:
         image_pattern=image_folder / "ID.jpg",
         mask_pattern=mask_folder / "ID.png",
         expected=EXPECTED,
+        problems=problems,
     )
     return FileDataset("ade20k", split, CLASSES, PALETTE, samples, background_is_void=True)
 

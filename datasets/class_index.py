@@ -6,23 +6,32 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.files import FileDataset, describe_size_mismatch
+from datasets.files import (
+    UNDECODABLE,
+    FileDataset,
+    describe_mask_format,
+    describe_size,
+    describe_undecodable,
+    describe_unknown_ids,
+)
 from datasets.tasks import IGNORE_INDEX
+from datasets.unreadable import MAX_NAMED, Unreadable
 from utils.files import write_atomic
 
 logger = logging.getLogger(__name__)
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 CACHE_VERSION = 2
-MAX_PROBLEMS = 10
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -42,7 +51,11 @@ class MaskJob(NamedTuple):
 
 
 def index_classes(
-    dataset: FileDataset, cache_dir: Path | None, num_workers: int, progress: bool = True
+    dataset: FileDataset,
+    cache_dir: Path | None,
+    num_workers: int,
+    progress: bool = True,
+    unreadable: Unreadable | None = None,
 ) -> dict[str, frozenset[int]]:
     """Image id -> data set ids that its mask shows (255 left out, 0 may be in), in the order of the data set.
 
@@ -53,12 +66,15 @@ def index_classes(
         cache_dir: folder of the cache file, made if needed; None keeps no cache.
         num_workers: processes that decode masks; 0 or 1 decodes in this process.
         progress: shows a progress bar while masks are read.
+        unreadable: takes the samples that are wrong, which are left out; None ends with an error at any.
 
     Raises:
         FileNotFoundError: a mask has vanished.
-        ValueError: masks that cannot be decoded, hold an id that the data set has not, or differ from their
-            image in size. Names up to 10 files.
+        DataError: masks that cannot be decoded, hold an id that the data set has not, or differ from their
+            image in size, where `unreadable` says so. Names up to 10 files.
     """
+    if unreadable is None:
+        unreadable = Unreadable("raise", 0.0, len(dataset.ids), f"{dataset.name} {dataset.split}")
     cache_path = None if cache_dir is None else cache_dir / _name_cache(dataset)
     cached = {} if cache_path is None else _load_cache(cache_path, len(dataset.classes))
 
@@ -69,21 +85,18 @@ def index_classes(
         if image_id in cached and cached[image_id].stamp == stamp
     }
     todo = [image_id for image_id in stamps if image_id not in known]
-    problems: list[str] = []
     with closing(_read_masks(dataset, todo, num_workers, progress)) as results:
         for image_id, result in zip(todo, results, strict=True):
             if isinstance(result, str):
-                problems.append(result)
-                if len(problems) == MAX_PROBLEMS:
+                unreadable.add([result])
+                if unreadable.is_too_many and len(unreadable.problems) >= MAX_NAMED:
                     break
             else:
                 known[image_id] = MaskEntry(stamps[image_id], frozenset(result))
     if cache_path is not None and known != cached:
         _save_cache(cache_path, known, len(dataset.classes))
-    if problems:
-        count = f"the first {MAX_PROBLEMS}" if len(problems) == MAX_PROBLEMS else str(len(problems))
-        raise ValueError("\n".join([f"{dataset.name} {dataset.split}: wrong files ({count}):", *problems]))
-    return {image_id: known[image_id].classes for image_id in stamps}
+    unreadable.check()
+    return {image_id: known[image_id].classes for image_id in stamps if image_id in known}
 
 
 def _stamp(*files: Path) -> list[int]:
@@ -98,18 +111,33 @@ def _read_masks(
     """For every id, in order, what `_read_mask` says. Closing the generator stops the workers."""
     pairs = [dataset.samples[image_id] for image_id in image_ids]
     jobs = [MaskJob(str(image), str(mask), len(dataset.classes)) for image, mask in pairs]
-    num_workers = min(num_workers, len(jobs))
     description = f"reading masks ({dataset.name} {dataset.split})"
-    with tqdm(total=len(jobs), desc=description, unit="mask", disable=not progress or not jobs) as bar:
+    return map_in_processes(_read_mask, jobs, num_workers, description, "mask", progress)
+
+
+def map_in_processes(
+    function: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    num_workers: int,
+    description: str,
+    unit: str,
+    progress: bool = True,
+) -> Generator[Result, None, None]:
+    """For every job, in order, what the function says, under a progress bar; 0 or 1 workers: in this process.
+
+    Closing the generator stops the workers.
+    """
+    num_workers = min(num_workers, len(jobs))
+    with tqdm(total=len(jobs), desc=description, unit=unit, disable=not progress or not jobs) as bar:
         if num_workers <= 1:
             for job in jobs:
-                yield _read_mask(job)
+                yield function(job)
                 bar.update()
             return
         # Four chunks a worker keep all of them busy to the end; a chunk costs one message each way.
         chunksize = max(1, min(64, len(jobs) // (4 * num_workers)))
         with ProcessPoolExecutor(num_workers) as executor:
-            for result in executor.map(_read_mask, jobs, chunksize=chunksize):
+            for result in executor.map(function, jobs, chunksize=chunksize):
                 yield result
                 bar.update()
 
@@ -119,23 +147,22 @@ def _read_mask(job: MaskJob) -> list[int] | str:
     path = job.mask_path
     try:
         with Image.open(path) as mask:
-            if mask.mode not in ("L", "P"):
-                return f"{path}: a mask must be an 8-bit palette or grey PNG of class ids; found mode {mask.mode}"
+            if (problem := describe_mask_format(mask)) is not None:
+                return f"{path}: {problem}"
             mask_size = mask.size
             # A histogram counts the bytes in C, without a copy as wide integers.
             ids = [i for i, count in enumerate(mask.histogram()) if count and i != IGNORE_INDEX]
-    except (OSError, SyntaxError, ValueError) as error:
-        return f"{path}: not a mask that Pillow can decode ({error})"
+    except UNDECODABLE as error:
+        return describe_undecodable(path, "a mask", error)
     unknown = [i for i in ids if i >= job.num_classes]
     if unknown:
-        return f"{path}: found ids {unknown}; allowed are 0 to {job.num_classes - 1}, and {IGNORE_INDEX}"
+        return describe_unknown_ids(path, unknown, job.num_classes)
     try:
         image_size = _read_image_size(job.image_path)
-    except (OSError, SyntaxError, ValueError) as error:
-        return f"{job.image_path}: not an image that Pillow can open ({error})"
-    if image_size != mask_size:
-        return describe_size_mismatch(job.image_path, image_size, path, mask_size)
-    return ids
+    except UNDECODABLE as error:
+        return describe_undecodable(job.image_path, "an image", error)
+    problem = describe_size(job.image_path, image_size, path, mask_size)
+    return ids if problem is None else problem
 
 
 def _read_image_size(path: str) -> tuple[int, int]:
@@ -151,7 +178,7 @@ def _read_image_size(path: str) -> tuple[int, int]:
 def _name_cache(dataset: FileDataset) -> str:
     """One cache file for each name, split and place of a data set."""
     folders = sorted({str(mask.parent.absolute()) for _, mask in dataset.samples.values()})
-    digest = hashlib.sha256("\n".join(folders).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode("\n".join(folders))).hexdigest()[:16]
     return f"classes_{dataset.name}_{dataset.split}_{digest}.json"
 
 

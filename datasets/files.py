@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -10,10 +11,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from datasets.tasks import IGNORE_INDEX
 
 UInt8Array = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 SPLITS = ("train", "val")
+
+MAX_ASPECT = 100
+"""A line of one pixel's height would be scaled to gigabytes."""
+
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises over files that it cannot decode."""
+
+
+class DataError(ValueError):
+    """A file of a data set is wrong: the message names it, what was found, what is allowed and what to do."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +54,14 @@ class FileDataset:
         """Image (H, W, 3) uint8 RGB and label (H, W) uint8 in data set ids.
 
         Raises:
-            ValueError: a file cannot be decoded, or image and mask differ in size.
+            DataError: a file cannot be decoded, image and mask differ in size, or the mask holds an id that the
+                data set has not.
+            OSError: a file cannot be opened.
         """
         image_path, mask_path = self.samples[image_id]
         image, label = read_image(image_path), read_mask(mask_path)
-        if image.shape[:2] != label.shape:
-            raise ValueError(
-                describe_size_mismatch(image_path, image.shape[1::-1], mask_path, label.shape[::-1])
-            )
+        check_size(image_path, image, mask_path, label)
+        check_ids(mask_path, label, len(self.classes))
         return image, label
 
     def read_label(self, image_id: str) -> UInt8Array:
@@ -59,38 +73,104 @@ def read_image(path: Path) -> UInt8Array:
     """Image (H, W, 3) uint8 RGB, turned upright as its EXIF orientation says.
 
     Raises:
-        ValueError: OpenCV cannot decode the file.
+        DataError: OpenCV cannot decode the file, or it is cut short.
+        OSError: it cannot be opened.
     """
     mmcv = _import_mmcv()
     import cv2
 
+    content = _read_bytes(path)
+    if not content:
+        raise DataError(f"{path}: not an image that OpenCV can decode (the file is empty); replace the file")
+    # Some versions of OpenCV fill what a cut JPEG lacks with grey and say nothing.
+    if _is_cut_jpeg(content):
+        raise DataError(
+            f"{path}: not an image that OpenCV can decode (the JPEG is cut short); replace the file"
+        )
     try:
-        image: UInt8Array = mmcv.imread(path, channel_order="rgb")
+        image: UInt8Array = mmcv.imfrombytes(content, channel_order="rgb")
     except cv2.error as error:
-        raise ValueError(f"{path}: not an image that OpenCV can decode; replace the file") from error
+        raise DataError(f"{path}: not an image that OpenCV can decode; replace the file") from error
     return image
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        error.filename = str(path)  # opening names the file, reading does not
+        raise
+
+
+def _is_cut_jpeg(content: bytes) -> bool:
+    """Whether the last scan of a JPEG (from marker FFDA on) misses the end marker (FFD9)."""
+    return (
+        content.startswith(b"\xff\xd8") and b"\xff\xd9" not in content[max(0, content.rfind(b"\xff\xda")) :]
+    )
 
 
 def read_mask(path: Path) -> UInt8Array:
     """Class ids (H, W) uint8 of a palette or a grey PNG.
 
     Raises:
-        ValueError: the file is neither, or Pillow cannot decode it.
+        DataError: the file is neither, or Pillow cannot decode it.
+        OSError: it cannot be opened.
     """
-    mmcv = _import_mmcv()
+    content = _read_bytes(path)
     try:
-        # OpenCV's decoder turns a palette into colours; Pillow's keeps the indices.
-        mask: npt.NDArray[Any] = mmcv.imread(path, flag="unchanged", backend="pillow")
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path}: not a mask that Pillow can decode ({error}); replace the file") from error
-    if mask.ndim != 2 or mask.dtype != np.uint8:
-        raise ValueError(
-            f"{path}: a mask must be an 8-bit PNG with one channel (palette or grey) that holds class ids; "
-            f"found shape {mask.shape} of {mask.dtype}"
-        )
+        # Not OpenCV's decoder, which turns a palette into colours.
+        with Image.open(io.BytesIO(content)) as image:
+            problem = describe_mask_format(image)
+            mask: UInt8Array = np.array(image if problem is None else 0, dtype=np.uint8)
+    except UNDECODABLE as error:
+        raise DataError(describe_undecodable(path, "a mask", error)) from error
+    if problem is not None:
+        raise DataError(f"{path}: {problem}")
     return mask
+
+
+def describe_mask_format(image: ImageFile.ImageFile) -> str | None:
+    """What keeps an opened file from being a mask; None for an 8-bit grey PNG and for any with a palette."""
+    bits = ""
+    if image.format == "PNG":
+        # Pillow opens grey of 2 and 4 bits as mode L, too, and stretches it to 0..255: the ids would be wrong.
+        raw_mode = str(image.tile[0][3])
+        if image.mode == "P" or (image.mode, raw_mode) == ("L", "L"):
+            return None
+        bits = f" ({raw_mode})" if raw_mode != image.mode else ""
+    return (
+        "a mask must be an 8-bit PNG with one channel (palette or grey) that holds class ids; "
+        f"found a {image.format} of mode {image.mode}{bits}; save the ids as one"
+    )
+
+
+def describe_undecodable(path: Path | str, what: str, error: Exception) -> str:
+    """The error for a file ('a mask', 'an image') over which Pillow raised one of UNDECODABLE."""
+    reason = " ".join(str(error).split())
+    if isinstance(error, UnidentifiedImageError):
+        reason = "no format that it knows" if Path(path).stat().st_size else "the file is empty"
+    return f"{path}: not {what} that Pillow can decode ({reason}); replace the file"
+
+
+def check_ids(path: Path, label: UInt8Array, num_classes: int) -> None:
+    """Raise DataError where a mask holds an id that the data set has not."""
+    is_unknown = (label >= num_classes) & (label != IGNORE_INDEX)
+    if is_unknown.any():
+        raise DataError(describe_unknown_ids(path, np.unique(label[is_unknown]).tolist(), num_classes))
+
+
+def describe_unknown_ids(path: Path | str, ids: list[int], num_classes: int) -> str:
+    """The error for a mask that holds ids beyond the classes of its data set."""
+    return (
+        f"{path}: found ids {ids}; allowed are 0 to {num_classes - 1}, and {IGNORE_INDEX} (ignored); "
+        "correct the mask or the list of classes"
+    )
+
+
+def check_libraries() -> None:
+    """Raise ImportError, saying what to install, where this machine cannot read images."""
+    _import_mmcv()
+    import cv2  # noqa: F401
 
 
 def _import_mmcv() -> Any:
@@ -109,14 +189,41 @@ def _import_mmcv() -> Any:
     return mmcv
 
 
+def check_size(image_path: Path, image: UInt8Array, mask_path: Path, label: UInt8Array) -> None:
+    """Raise DataError where an image and its mask differ in size or are too long and thin to be scaled."""
+    problem = describe_size(image_path, image.shape[1::-1], mask_path, label.shape[::-1])
+    if problem is not None:
+        raise DataError(problem)
+
+
+def describe_size(
+    image_path: Path | str, image_size: tuple[int, ...], mask_path: Path | str, mask_size: tuple[int, ...]
+) -> str | None:
+    """What is wrong with the (width, height) of an image, turned upright, and its mask, if anything."""
+    if image_size != mask_size:
+        return describe_size_mismatch(image_path, image_size, mask_path, mask_size)
+    if max(image_size) > MAX_ASPECT * min(image_size):
+        return (
+            f"{image_path}: the image is {image_size[0]}x{image_size[1]} (width x height); a side may be at most "
+            f"{MAX_ASPECT} times the other, because the shorter one is scaled to the crop; cut or remove it"
+        )
+    return None
+
+
 def describe_size_mismatch(
     image_path: Path | str, image_size: tuple[int, ...], mask_path: Path | str, mask_size: tuple[int, ...]
 ) -> str:
-    """The error for an image and a mask of different (width, height)."""
-    return (
+    """The error for an image (turned upright) and a mask of different (width, height)."""
+    text = (
         f"{mask_path}: the mask is {mask_size[0]}x{mask_size[1]} (width x height), "
         f"but its image {image_path} is {image_size[0]}x{image_size[1]}; they must be equal"
     )
+    if tuple(mask_size) == tuple(image_size[::-1]):
+        text += (
+            " (an image is turned upright as its EXIF orientation says, a mask is taken as it lies: if it was "
+            "drawn on the image as stored, turn the mask)"
+        )
+    return text
 
 
 def check_split(split: str) -> None:
@@ -125,14 +232,23 @@ def check_split(split: str) -> None:
         raise ValueError(f"split: found {split!r}; allowed are {', '.join(SPLITS)}")
 
 
-def list_files(folder: Path, suffixes: Collection[str], expected: str) -> dict[str, Path]:
+def tell(error: OSError | ValueError, problems: list[str] | None) -> None:
+    """Raise an error of a data set's layout, or only add it to `problems` where the caller collects them."""
+    if problems is None:
+        raise error
+    problems.append(str(error))
+
+
+def list_files(
+    folder: Path, suffixes: Collection[str], expected: str, problems: list[str] | None = None
+) -> dict[str, Path]:
     """Stem -> path of the files in `folder` with one of the (lower-case) suffixes, sorted.
 
     Hidden files are skipped. `expected` says the layout and what to do; errors end with it.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: two files share a stem.
+        DataError: two files share a stem, or a name is not UTF-8; with `problems`, added there and left out.
     """
     try:
         names = sorted(os.listdir(folder))  # noqa: PTH208 - names are enough, and much faster for large folders
@@ -143,12 +259,34 @@ def list_files(folder: Path, suffixes: Collection[str], expected: str) -> dict[s
         stem, suffix = os.path.splitext(name)  # noqa: PTH122
         if suffix.lower() not in suffixes or name.startswith("."):
             continue
-        if stem in found:
-            raise ValueError(
-                f"{folder}: {found[stem].name} and {name} share the image id {stem!r}; remove one"
+        if not _is_utf8(name):
+            # Image ids are written into text files of a run.
+            tell(
+                DataError(f"{folder}: the file name {os.fsencode(name)!r} is not UTF-8; rename the file"),
+                problems,
             )
-        found[stem] = folder / name
+        elif stem in found:
+            shared = f"{found[stem].name} and {name} share the image id {stem!r}"
+            tell(DataError(f"{folder}: {shared}; remove one"), problems)
+        else:
+            found[stem] = folder / name
     return found
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that are not, as Python keeps them
+        return False
+    return True
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 text file, a byte order mark left out; raises FileNotFoundError, or DataError naming it."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
 
 
 def pair_samples(
@@ -158,13 +296,15 @@ def pair_samples(
     image_pattern: Path,
     mask_pattern: Path,
     expected: str,
+    problems: list[str] | None = None,
 ) -> dict[str, tuple[Path, Path]]:
     """Image id -> (image, mask), in the order of `ids`.
 
     The patterns name a file for the errors, with ID in the place of the image id.
 
     Raises:
-        FileNotFoundError: no ids at all, or some without an image or a mask.
+        FileNotFoundError: no ids at all, or some without an image or a mask; with `problems`, every one of these
+            is added there and left out.
     """
     ids = list(ids)
     if not ids:
@@ -172,13 +312,18 @@ def pair_samples(
             f"{image_pattern.parent}: the split is empty, no {image_pattern.name}. {expected}"
         )
     for files, pattern, what in ((images, image_pattern, "image"), (masks, mask_pattern, "mask")):
-        missing = [image_id for image_id in ids if image_id not in files]
-        if missing:
-            path = pattern.with_name(pattern.name.replace("ID", missing[0], 1))
+        missing = [
+            pattern.with_name(pattern.name.replace("ID", image_id, 1))
+            for image_id in ids
+            if image_id not in files
+        ]
+        if missing and problems is None:
             raise FileNotFoundError(
-                f"{path}: this {what} is missing ({len(missing)} of {len(ids)} samples have none). {expected}"
+                f"{missing[0]}: this {what} is missing ({len(missing)} of {len(ids)} samples have none). {expected}"
             )
-    return {image_id: (images[image_id], masks[image_id]) for image_id in ids}
+        if problems is not None:
+            problems += [f"{path}: this {what} is missing" for path in missing]
+    return {i: (images[i], masks[i]) for i in ids if i in images and i in masks}
 
 
 def make_palette(num_classes: int) -> tuple[Colour, ...]:

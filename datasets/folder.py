@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.files import FileDataset, check_split, list_files, make_palette, pair_samples
+from datasets.files import FileDataset, check_split, list_files, make_palette, pair_samples, read_lines
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MAX_CLASSES = 255  # ids 0..254; 255 is ignored
@@ -16,17 +16,17 @@ EXPECTED = (
 )
 
 
-def open_split(root: Path, split: str) -> FileDataset:
+def open_split(root: Path, split: str, problems: list[str] | None = None) -> FileDataset:
     """One split of the data set in `root`.
 
-    Raises:
+    Raises (layout errors of single files are only added to `problems`, where given):
         ValueError: unknown split, a wrong classes.txt, or two images with one id.
         FileNotFoundError: a folder, classes.txt, an image or a mask is missing, or the split is empty.
     """
     check_split(split)
     classes = read_classes(root / "classes.txt")
-    images = list_files(root / "images" / split, IMAGE_SUFFIXES, EXPECTED)
-    masks = list_files(root / "masks" / split, {".png"}, EXPECTED)
+    images = list_files(root / "images" / split, IMAGE_SUFFIXES, EXPECTED, problems)
+    masks = list_files(root / "masks" / split, {".png"}, EXPECTED, problems)
     samples = pair_samples(
         sorted(images.keys() | masks.keys()),
         images,
@@ -34,6 +34,7 @@ def open_split(root: Path, split: str) -> FileDataset:
         image_pattern=root / "images" / split / "ID.jpg",
         mask_pattern=root / "masks" / split / "ID.png",
         expected=EXPECTED,
+        problems=problems,
     )
     return FileDataset("folder", split, classes, make_palette(len(classes)), samples)
 
@@ -45,11 +46,10 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no class, a blank line, a name twice, or too many classes.
+        ValueError: not UTF-8, no class, a blank line, a name twice, or too many classes.
     """
     try:
-        # utf-8-sig: some editors put a byte order mark before the first name.
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        names = [line.strip() for line in read_lines(path)]
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file. {EXPECTED}") from None
     if names[:1] != ["background"]:

@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from datasets import SegmentationDataset
+from datasets.files import DataError, UInt8Array
 from datasets.selection import select_images as select_images  # also the public place of the function
 from datasets.tasks import IGNORE_INDEX, Step, Task
 from datasets.transforms import EvaluateTransform, TrainTransform
+from datasets.unreadable import explain
 
 Table = npt.NDArray[np.uint8]
 
@@ -51,11 +53,17 @@ def evaluation_table(task: Task, step: Step, future: str, background_is_void: bo
     return table
 
 
-class StepDataset(Dataset[tuple[Tensor, Tensor]]):
+Sample = tuple[Tensor, Tensor, str]
+"""Image, label, and a line for every image that could not be read on the way; `Unreadable` decides about these, in
+the main process: an error that crosses from a data worker would bring its traceback along."""
+
+
+class StepDataset(Dataset[Sample]):
     """Augmented images (3,crop,crop) and labels (crop,crop) of one step, uint8.
 
     Indexed by (epoch, index): what a sample looks like depends on (seed, step, epoch, index) and on nothing
-    else, so neither on the number of workers nor on where a run was resumed.
+    else, so neither on the number of workers nor on where a run was resumed. An image that cannot be read is
+    replaced by the next one of the step.
     """
 
     def __init__(
@@ -77,14 +85,24 @@ class StepDataset(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
-        image, label = self.source.read(self.image_ids[index])
-        return self.transform(image, self.table[label], make_generator(self.seed, self.step, epoch, index))
+        problems: list[str] = []
+        for candidate in (*range(index, len(self)), *range(index)):
+            found = _read(self.source, self.image_ids[candidate])
+            if not isinstance(found, str):
+                image, label = found
+                generator = make_generator(self.seed, self.step, epoch, index)
+                return *self.transform(image, self.table[label], generator), "\n".join(problems)
+            problems.append(found)
+        return _blank(self.transform.crop_size, "\n".join(problems))
 
 
-class ValidationDataset(Dataset[tuple[Tensor, Tensor]]):
-    """One rank's share of the validation images with their evaluation labels, uint8."""
+class ValidationDataset(Dataset[Sample]):
+    """One rank's share of the validation images with their evaluation labels, uint8.
+
+    An image that cannot be read is black, with a label that no pixel of counts.
+    """
 
     def __init__(
         self,
@@ -101,9 +119,26 @@ class ValidationDataset(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, label = self.source.read(self.image_ids[index])
-        return self.transform(image, self.table[label])
+    def __getitem__(self, index: int) -> Sample:
+        found = _read(self.source, self.image_ids[index])
+        if isinstance(found, str):
+            return _blank(self.transform.crop_size, found)
+        image, label = found
+        return *self.transform(image, self.table[label]), ""
+
+
+def _read(source: SegmentationDataset, image_id: str) -> tuple[UInt8Array, UInt8Array] | str:
+    """Image and label, or in a line why they cannot be read."""
+    try:
+        return source.read(image_id)
+    except (DataError, OSError) as error:
+        return explain(error)
+
+
+def _blank(size: int, problem: str) -> Sample:
+    """A sample of which no pixel counts."""
+    image = torch.zeros(3, size, size, dtype=torch.uint8)
+    return image, torch.full((size, size), IGNORE_INDEX, dtype=torch.uint8), problem
 
 
 class TrainSampler(Sampler[list[tuple[int, int]]]):

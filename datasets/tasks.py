@@ -163,34 +163,43 @@ def _parse_lists(
     if not lists:
         raise ValueError("task: the list of steps is empty; expected one list of class names a step")
     step_of: dict[str, int] = {}
+    problems: list[str] = []
     for index, names in enumerate(lists):
         if isinstance(names, str) or not isinstance(names, Sequence):
-            raise ValueError(
+            problems.append(
                 f"task: step {index} is {names!r}; expected one list of class names a step, "
                 "e.g. [[cat, dog], [person]]"
             )
+            continue
         if not names:
-            raise ValueError(f"task: step {index} is empty; every step needs at least one class")
+            problems.append(f"task: step {index} is empty; every step needs at least one class")
         for name in names:
-            _check_class_name(name, index, dataset_classes)
-            if name in step_of:
-                raise ValueError(
+            problem = _describe_class_name(name, index, dataset_classes)
+            if problem is None and name in step_of:
+                problem = (
                     f"task: class {name!r} is listed twice, in step {step_of[name]} and in step {index}; "
                     "list every class once"
                 )
-            step_of[name] = index
+            if problem is not None:
+                problems.append(problem)
+            else:
+                step_of[name] = index
+    if problems:
+        raise ValueError("\n".join(problems))
     id_of = {name: i for i, name in enumerate(dataset_classes)}
     return (0, *(id_of[name] for name in step_of)), [len(names) for names in lists]
 
 
-def _check_class_name(name: object, step: int, dataset_classes: Sequence[str]) -> None:
+def _describe_class_name(name: object, step: int, dataset_classes: Sequence[str]) -> str | None:
+    """What is wrong with a name in the lists of a task, if anything."""
     background, *foreground = dataset_classes
     if name == background:
-        raise ValueError(
+        return (
             f"task: step {step} lists {background!r}, which is part of every task; "
             "list foreground classes only"
         )
     if name not in foreground:
         close = difflib.get_close_matches(str(name), foreground, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"the data set has {', '.join(foreground)}"
-        raise ValueError(f"task: step {step} lists the unknown class {name!r}; {hint}")
+        return f"task: step {step} lists the unknown class {name!r}; {hint}"
+    return None

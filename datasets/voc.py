@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.files import FileDataset, check_split, list_files, make_palette, pair_samples
+from datasets.files import FileDataset, check_split, list_files, make_palette, pair_samples, read_lines
 
 CLASSES = (
     "background",
@@ -37,20 +37,20 @@ EXPECTED = (
 )
 
 
-def open_split(root: Path, split: str) -> FileDataset:
+def open_split(root: Path, split: str, problems: list[str] | None = None) -> FileDataset:
     """One split of VOC below `root`/VOCdevkit/VOC2012.
 
     'val' is val.txt. 'train' is train_aug.txt or, where there is none, every mask of SegmentationClassAug that
     is not in val.txt.
 
-    Raises:
-        ValueError: unknown split.
+    Raises (layout errors of single files are only added to `problems`, where given):
+        ValueError: unknown split, or a list that is not UTF-8.
         FileNotFoundError: a folder, a list, an image or a mask is missing, or the split is empty.
     """
     check_split(split)
     voc = root / "VOCdevkit" / "VOC2012"
-    images = list_files(voc / "JPEGImages", {".jpg"}, EXPECTED)
-    masks = list_files(voc / "SegmentationClassAug", {".png"}, EXPECTED)
+    images = list_files(voc / "JPEGImages", {".jpg"}, EXPECTED, problems)
+    masks = list_files(voc / "SegmentationClassAug", {".png"}, EXPECTED, problems)
     samples = pair_samples(
         _list_ids(voc, split, list(masks)),
         images,
@@ -58,6 +58,7 @@ def open_split(root: Path, split: str) -> FileDataset:
         image_pattern=voc / "JPEGImages" / "ID.jpg",
         mask_pattern=voc / "SegmentationClassAug" / "ID.png",
         expected=EXPECTED,
+        problems=problems,
     )
     return FileDataset("voc", split, CLASSES, PALETTE, samples)
 
@@ -76,7 +77,7 @@ def _list_ids(voc: Path, split: str, mask_ids: list[str]) -> list[str]:
 def _read_list(path: Path) -> list[str]:
     """Ids of a list whose lines are bare ids or '/JPEGImages/ID.jpg /SegmentationClassAug/ID.png' pairs."""
     try:
-        lines = path.read_text().splitlines()
+        lines = read_lines(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such list. {EXPECTED}") from None
     ids = [Path(line.split()[0]).stem for line in lines if line.strip()]

@@ -209,7 +209,8 @@ def test_wrong_sizes_modes_and_broken_files_are_collected_in_one_error(root: Pat
     lines = str(caught.value).splitlines()[1:]
     assert "a.png: the mask is 7x5 (width x height), but its image" in lines[0]
     assert lines[0].endswith("is 16x16; they must be equal")
-    assert "b.png: a mask must be an 8-bit palette or grey PNG of class ids; found mode RGB" in lines[1]
+    assert "b.png: a mask must be an 8-bit PNG with one channel" in lines[1]
+    assert "found a PNG of mode RGB" in lines[1]
     assert "c.png: not a mask" in lines[2]
     assert "d.jpg: not an image" in lines[3]
 

@@ -171,7 +171,7 @@ def test_a_value_out_of_range_or_of_the_wrong_type_names_its_field(
 @pytest.mark.parametrize(
     ("overrides", "fields"),
     [
-        (["train.min_scale=3"], ["train.min_scale 3.0", "train.max_scale 2.0"]),
+        (["train.min_scale=3"], ["train.min_scale: 3.0", "train.max_scale 2.0"]),
         (["train.nesterov=true", "train.momentum=0"], ["train.nesterov", "train.momentum"]),
         (["train.nesterov=true", "train.optimizer=adamw"], ["train.nesterov", "train.optimizer"]),
         (["task=[[disc], [ring]]", "class_order=[0, 2, 1]"], ["class_order", "named task"]),

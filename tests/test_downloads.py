@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tools import fetch as fetching
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 VOC_TAR, AUG_ZIP, LIST_ZIP = "VOCtrainval_11-May-2012.tar", "SegmentationClassAug.zip", "list.zip"
 ADE_ZIP = "ADEChallengeData2016.zip"
@@ -73,6 +75,11 @@ class Server:
     files: dict[str, bytes] = field(default_factory=dict)
     cut_after: dict[str, int] = field(default_factory=dict)  # path to body bytes sent before the first cut
     busy: set[str] = field(default_factory=set)  # paths answered with 503 the first time
+    failing: dict[str, int] = field(
+        default_factory=dict
+    )  # path to the status that it is always answered with
+    stalls: set[str] = field(default_factory=set)  # paths whose first body ends in silence half way
+    released: threading.Event = field(default_factory=threading.Event)  # ends the silence
     ignores_range: bool = False
     requests: list[tuple[str, str | None]] = field(default_factory=list)
 
@@ -86,6 +93,8 @@ def server() -> Iterator[Server]:
             if self.path in state.busy:
                 state.busy.remove(self.path)
                 return self.send_error(503)
+            if self.path in state.failing:
+                return self.send_error(state.failing[self.path])
             if self.path not in state.files:
                 return self.send_error(404)
             content = state.files[self.path]
@@ -100,6 +109,11 @@ def server() -> Iterator[Server]:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
+            if self.path in state.stalls:
+                state.stalls.remove(self.path)
+                self.wfile.write(content[start:][: len(content) // 2])
+                state.released.wait(60)
+                return None
             self.wfile.write(content[start:][: state.cut_after.pop(self.path, None)])
             return None
 
@@ -111,6 +125,7 @@ def server() -> Iterator[Server]:
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield state
+        state.released.set()
         http.shutdown()
         thread.join()
 
@@ -384,6 +399,48 @@ def test_a_file_already_there_is_checked_and_never_overwritten(server: Server, t
     assert read_tree(tmp_path) == {"out": b"mine"}
 
 
+def test_a_server_that_falls_silent_is_left_and_asked_for_the_rest(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["/f"] = bytes(range(256)) * 8
+    server.stalls.add("/f")
+    monkeypatch.setattr(fetching, "TIMEOUT_SECONDS", 1)
+    monkeypatch.setenv("FETCH_BACKOFF_SECONDS", "0")
+    fetching.fetch([f"{server.url}/f"], tmp_path / "out", size=2048)
+    assert (server.requests[0], server.requests[-1]) == (("/f", None), ("/f", "bytes=1024-"))
+    assert read_tree(tmp_path) == {"out": server.files["/f"]}
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_an_ailing_server_is_asked_four_times_ever_later_and_then_the_next_mirror(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(fetching.time, "sleep", waits.append)
+    monkeypatch.setenv("FETCH_BACKOFF_SECONDS", "3")
+    server.failing["/ill"] = status
+    server.files["/f"] = b"content"
+    fetching.fetch([f"{server.url}/ill", f"{server.url}/f"], tmp_path / "out")
+    assert [path for path, _ in server.requests] == ["/ill"] * 4 + ["/f"]
+    assert waits == [3, 6, 12]
+    assert read_tree(tmp_path) == {"out": b"content"}
+
+
+def test_a_download_that_never_gets_whole_never_has_the_files_name(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["/f"] = b"0123456789" * 10
+    server.cut_after["/f"] = 30
+    server.failing["/f2"] = 500
+    monkeypatch.setenv("FETCH_BACKOFF_SECONDS", "0")
+    monkeypatch.setattr(fetching, "ATTEMPTS", 1)
+    with pytest.raises(fetching.FetchError, match=r"connection cut after 30 of 100 bytes\n.*HTTP 500"):
+        fetching.fetch([f"{server.url}/f", f"{server.url}/f2"], tmp_path / "out", size=100)
+    assert read_tree(tmp_path) == {"out.part": server.files["/f"][:30]}
+    fetching.fetch([f"{server.url}/f"], tmp_path / "out", size=100)
+    assert read_tree(tmp_path) == {"out": server.files["/f"]}
+
+
 def tar_of(name: str, kind: bytes = tarfile.REGTYPE) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -394,11 +451,11 @@ def tar_of(name: str, kind: bytes = tarfile.REGTYPE) -> bytes:
     return buffer.getvalue()
 
 
-def zip_with_link() -> bytes:
+def zip_with_mode(mode: int) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as zipped:
         member = zipfile.ZipInfo("root/link")
-        member.external_attr = 0o120777 << 16
+        member.external_attr = mode << 16
         zipped.writestr(member, "/etc/hostname")
     return buffer.getvalue()
 
@@ -416,7 +473,9 @@ def zip_with_link() -> bytes:
         (make_zip({"root/good.txt": b"", "../up.txt": b"x"}), "outside"),
         (make_zip({"root/good.txt": b"", "root\\..\\..\\up.txt": b"x"}), "outside"),
         (make_zip({"root/good.txt": b"", "C:/up.txt": b"x"}), "outside"),
-        (zip_with_link(), "link or a device"),
+        (tar_of("root/disk", tarfile.BLKTYPE), "link or a device"),
+        (zip_with_mode(0o120777), "link or a device"),
+        (zip_with_mode(0o020666), "link or a device"),
         (make_zip({"root/good.txt": b"sound"}).replace(b"sound", b"rot!!"), "wrong checksum"),
         (make_tar({"root/good.txt": b"sound" * 1000})[:2000], "damaged archive"),
         (make_zip({"root/good.txt": b"sound"})[:-30], "neither a tar nor a zip"),
@@ -463,7 +522,7 @@ def test_an_archive_without_the_expected_folder_is_refused(server: Server, tmp_p
 )
 def test_malformed_arguments_are_named(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     result = run_fetch(tmp_path, *arguments, "--output", "out")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert message in result.stderr
 
 
@@ -471,7 +530,7 @@ def test_a_malformed_backoff_is_named(tmp_path: Path) -> None:
     script = REPOSITORY / "tools" / "fetch.py"
     command = (sys.executable, script, "http://127.0.0.1/f", "--output", "out")
     result = run(*command, cwd=tmp_path, FETCH_BACKOFF_SECONDS="soon")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "FETCH_BACKOFF_SECONDS: found 'soon'" in result.stderr
 
 

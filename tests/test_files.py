@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from datasets import ade20k, folder, voc
-from datasets.files import make_palette, read_image, read_mask
+from datasets.files import check_libraries, make_palette, read_image, read_mask
 from tests.fixtures import stripes, write_ade, write_folder, write_mask, write_sample, write_voc
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -244,9 +244,9 @@ def test_a_missing_image_library_gets_one_line_that_says_what_to_install(
     monkeypatch.delitem(sys.modules, "mmcv", raising=False)
     monkeypatch.setattr(builtins, "__import__", failing_import)
     write_sample(tmp_path / "a.jpg", tmp_path / "a.png", stripes(1))
-    for read in (read_image, read_mask):
+    for read in (lambda: read_image(tmp_path / "a.png"), check_libraries):
         with pytest.raises(ImportError) as caught:
-            read(tmp_path / "a.png")
+            read()
         assert remedy in str(caught.value)
         assert str(error) in str(caught.value)
         assert "\n" not in str(caught.value)

@@ -226,7 +226,7 @@ def step_dataset(seed: int = 0, step: int = 1) -> StepDataset:
 
 def test_a_sample_depends_on_seed_step_epoch_and_index_only() -> None:
     dataset = step_dataset()
-    image, label = dataset[(2, 3)]
+    image, label, _ = dataset[(2, 3)]
     torch.manual_seed(99)
     for key in [(0, 0), (5, 3), (2, 4)]:
         assert not torch.equal(dataset[key][0], image)
@@ -241,7 +241,7 @@ def test_batches_do_not_depend_on_the_number_of_workers() -> None:
     def load(num_workers: int) -> torch.Tensor:
         order = TrainSampler(6, 2, 2, seed=0, step=1)
         return torch.cat(
-            [x for x, _ in DataLoader(step_dataset(), batch_sampler=order, num_workers=num_workers)]
+            [x for x, _, _ in DataLoader(step_dataset(), batch_sampler=order, num_workers=num_workers)]
         )
 
     assert torch.equal(load(0), load(2))
@@ -250,7 +250,7 @@ def test_batches_do_not_depend_on_the_number_of_workers() -> None:
 def test_labels_go_through_the_table_before_they_are_padded() -> None:
     table = np.full(256, 9, dtype=np.uint8)
     transform = TrainTransform(16, 0.5, 0.6, (0.0, 0.0, 0.0))
-    _, label = StepDataset(noise(), noise().ids, table, transform, seed=0, step=0)[(0, 0)]
+    _, label, _ = StepDataset(noise(), noise().ids, table, transform, seed=0, step=0)[(0, 0)]
     assert label.unique().tolist() == [9, 255]
 
 
@@ -260,6 +260,6 @@ def test_validation_reads_its_share_with_the_evaluation_labels() -> None:
     dataset = ValidationDataset(noise(), ("1", "4"), table, EvaluateTransform(20, "whole"))
     assert len(dataset) == 2
     image, label = noise().read("4")
-    x, y = dataset[1]
+    x, y, _ = dataset[1]
     np.testing.assert_array_equal(x.permute(1, 2, 0).numpy(), image)
     np.testing.assert_array_equal(y.numpy(), np.where(label == 4, 255, label))

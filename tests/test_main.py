@@ -695,7 +695,7 @@ def test_user_error_is_one_message_on_stderr(tmp_path: Path, call_main: Call) ->
     ("overrides", "expected"),
     [
         (
-            ["data.name=voc", "data.root=/no/such"],
+            ["data.name=voc", "data.root=/no/such", "task=15-1"],
             ["/no/such/VOCdevkit", "no such folder", "download_voc.sh"],
         ),
         (["task=[[disc], [rign]]"], ["step 1", "unknown class 'rign'", "did you mean 'ring'"]),

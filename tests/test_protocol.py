@@ -184,7 +184,7 @@ def test_looking_at_the_epochs_leaves_the_training_as_it_is(tmp_path: Path) -> N
 
 
 def test_best_holdout_without_held_out_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"checkpoint best_holdout needs .* val_fraction"):
+    with pytest.raises(ValueError, match=r"checkpoint: best_holdout needs .* val_fraction"):
         tiny(tmp_path, "x", "checkpoint=best_holdout")
 
 
@@ -338,6 +338,6 @@ def test_two_ranks_run_a_segmenter_with_held_out_images_through_the_command_line
     plan = prepare(config, WORKER)
     for step in plan.task.steps:
         model = restore_model(config, load_checkpoint(checkpoint_path(folder, step.index))).eval()
-        _, iou = validate(plan, step, model, WORKER)
+        iou = validate(plan, step, model, WORKER).iou
         stored = list(results["steps"][step.index]["per_class_iou"].values())
         assert iou.tolist() == pytest.approx([np.nan if x is None else x for x in stored], nan_ok=True)

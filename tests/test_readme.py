@@ -26,3 +26,12 @@ def test_every_file_that_it_names_exists() -> None:
     )
     assert len(named) > 10
     assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []
+
+
+def test_every_test_that_it_names_exists() -> None:
+    named = re.findall(r"`(tests/\w+\.py)::(?:(\w+)::)?(test_\w+)`", README)
+    assert len(named) > 20
+    for file, group, name in named:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        assert re.search(rf"^ *def {name}\(", source, re.MULTILINE), f"{file} has no {name}"
+        assert not group or f"class {group}:" in source

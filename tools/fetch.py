@@ -32,6 +32,10 @@ TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 ALGORITHMS = ("md5", "sha1", "sha256")
 
 
+class UsageError(ValueError):
+    """A malformed URL, digest or FETCH_BACKOFF_SECONDS."""
+
+
 class FetchError(OSError):
     """No mirror gave the file; the message names each URL and what was wrong with it."""
 
@@ -55,14 +59,15 @@ def fetch(
         archive: also require a readable tar or zip with safe members (`check_archive`).
 
     Raises:
-        ValueError: a malformed URL, digest or FETCH_BACKOFF_SECONDS, or an `output` there that fails a check.
+        UsageError: a malformed URL, digest or FETCH_BACKOFF_SECONDS.
+        ValueError: an `output` is there that fails a check.
         FetchError: every URL failed.
     """
     expected = _parse_digests(digests or {})
     backoff_seconds = _backoff_seconds()
     for url in urls:
         if not url.startswith(("http://", "https://", "file://")):
-            raise ValueError(f"URL: found {url!r}, allowed are http://, https:// and file:// URLs")
+            raise UsageError(f"URL: found {url!r}, allowed are http://, https:// and file:// URLs")
 
     if output.exists():
         try:
@@ -191,7 +196,8 @@ def _receive(url: str, part: Path, name: str) -> None:
         progress = _Progress(name, url, total)
         received = start
         with part.open("ab" if start else "wb") as file:
-            while chunk := response.read(CHUNK_BYTES):
+            # What is there, not a whole chunk: a server that falls silent would take the rest along.
+            while chunk := response.read1(CHUNK_BYTES):
                 file.write(chunk)
                 received += len(chunk)
                 progress.show(received)
@@ -240,15 +246,15 @@ def _verify(path: Path, name: str, size: int | None, digests: Mapping[str, str],
 
 
 def _parse_digests(digests: Mapping[str, str]) -> dict[str, str]:
-    """Lower-case digests without the empty ones; ValueError for an unknown algorithm or malformed digest."""
+    """Lower-case digests without the empty ones; UsageError for an unknown algorithm or malformed digest."""
     parsed = {}
     for key, text in digests.items():
         if key not in ALGORITHMS:
-            raise ValueError(f"digest: found {key!r}, allowed are {', '.join(ALGORITHMS)}")
+            raise UsageError(f"digest: found {key!r}, allowed are {', '.join(ALGORITHMS)}")
         digest = text.strip().lower()
         num_digits = 2 * hashlib.new(key, usedforsecurity=False).digest_size
         if digest and (len(digest) != num_digits or set(digest) - set("0123456789abcdef")):
-            raise ValueError(f"{key}: found {text!r}, expected {num_digits} hexadecimal digits")
+            raise UsageError(f"{key}: found {text!r}, expected {num_digits} hexadecimal digits")
         if digest:
             parsed[key] = digest
     return parsed
@@ -261,7 +267,7 @@ def _backoff_seconds() -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise ValueError(f"FETCH_BACKOFF_SECONDS: found {text!r}, expected a number of seconds, 0 or more")
+        raise UsageError(f"FETCH_BACKOFF_SECONDS: found {text!r}, expected a number of seconds, 0 or more")
     return seconds
 
 
@@ -364,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.output.unlink()
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     return 0
 
 

@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from datasets.files import Colour, UInt8Array
 from datasets.incremental import ValidationDataset
 from datasets.tasks import IGNORE_INDEX
+from datasets.unreadable import Unreadable
 from models.output import upsample
 from utils.config import Config
 from utils.distributed import Worker
@@ -37,13 +38,20 @@ def predict(model: nn.Module, images: Tensor, size: torch.Size, amp: str) -> Ten
 
 
 def evaluate(
-    model: nn.Module, dataset: ValidationDataset, num_classes: int, config: Config, worker: Worker
+    model: nn.Module,
+    dataset: ValidationDataset,
+    num_classes: int,
+    config: Config,
+    worker: Worker,
+    unreadable: Unreadable | None = None,
 ) -> npt.NDArray[np.int64]:
     """Return the confusion matrix (K,K), rows ground truth, over the images of all ranks.
 
-    dataset: this rank's share; no image belongs to two ranks.
+    dataset: this rank's share; no image belongs to two ranks. unreadable: takes the images that cannot be read,
+    of all ranks; None ends with an error at any. Raises DataError.
     """
     model.eval()
+    unreadable = unreadable or Unreadable("raise", 0.0, len(dataset), "evaluation")
     # Whole images differ in size: they go one by one.
     batch_size = config.evaluate.batch_size if config.evaluate.mode == "center_crop" else 1
     loader = DataLoader(
@@ -56,10 +64,11 @@ def evaluate(
     )
     confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
     confusion = confusion.to(worker.device)
-    for images, labels in loader:
+    for images, labels in unreadable.watch(loader):
         images = images.to(worker.device, non_blocking=True)
         labels = labels.to(worker.device, non_blocking=True).long()
         confusion.update(predict(model, images, labels.shape[1:], config.train.amp), labels)
+    unreadable.agree(worker)
     matrix: npt.NDArray[np.int64] = confusion.compute().cpu().numpy().astype(np.int64)
     return matrix
 

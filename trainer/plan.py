@@ -7,17 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from datasets import SegmentationDataset, open_dataset
+from datasets import SegmentationDataset, ade20k, open_dataset, shapes, voc
 from datasets.class_index import index_classes
 from datasets.class_orders import VOC_CLASS_ORDERS
+from datasets.files import check_libraries
 from datasets.incremental import TrainSampler, select_training_images
 from datasets.selection import SETTINGS, select_images, split_holdout
 from datasets.shapes import ShapesDataset
 from datasets.tasks import Step, Task, build_task
+from datasets.unreadable import Unreadable
 from models import MODELS, SegmentationModel
 from trainer.checkpoint import checkpoint_path, load_checkpoint, new_model, restore_model
 from utils.config import Config, differing_fields, read_yaml, with_defaults
 from utils.distributed import Worker, seed_everything
+
+CLASSES = {"voc": voc.CLASSES, "ade20k": ade20k.CLASSES, "shapes": shapes.CLASSES}
+"""Classes of the data sets that do not read them from a file."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Plan:
 
     image_ids: the training images of every step; holdout_ids: those held out of them; split_sizes: images that every
     step would have, by setting; finished: the entries of results.json of finished steps; base_model: the model of step
-    0 before its training, where that is still to come.
+    0 before its training, where that is still to come; left_out: what there is to say of images that cannot be read.
     """
 
     config: Config
@@ -38,6 +43,7 @@ class Plan:
     split_sizes: dict[str, list[int]]
     finished: list[dict[str, Any]]
     base_model: SegmentationModel | None
+    left_out: tuple[str, ...] = ()
 
     def sampler(self, step: Step, worker: Worker) -> TrainSampler:
         """Return the order in which a step's images are seen by one rank."""
@@ -66,11 +72,11 @@ def prepare(config: Config, worker: Worker) -> Plan:
 
     Raises ValueError or OSError naming what is wrong; nothing has been written to the run's folder then.
     """
-    check_parallelism(config, worker)
+    check_config(config, worker)
     worker.main_only(lambda: check_run_dir(config))
     train, val = open_split(config, "train"), open_split(config, "val")
     task = build_task(config.task, train.classes, resolve_class_order(config))
-    image_classes = worker.main_only(lambda: index_splits(config, train, val))
+    image_classes, left_out = worker.main_only(lambda: index_splits(config, train, val))
     selected = [
         split_holdout(
             select_training_images(image_classes, task, step, config.setting, config.data.train_on),
@@ -95,7 +101,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
                 lambda: new_model(config, [task.steps[0].num_new], config.model.pretrained)
             )
     image_ids, holdout_ids = (tuple(map(tuple, ids)) for ids in zip(*selected, strict=True))
-    return Plan(config, task, train, val, image_ids, holdout_ids, split_sizes, finished, base_model)
+    return Plan(config, task, train, val, image_ids, holdout_ids, split_sizes, finished, base_model, left_out)
 
 
 def check_selection(config: Config, task: Task, selected: list[tuple[list[str], list[str]]]) -> None:
@@ -140,6 +146,22 @@ def check_base(config: Config, task: Task) -> None:
         restore_model(config, checkpoint)
     except ValueError as error:
         raise ValueError(f"init_from: {config.init_from}: {error}") from error
+
+
+def check_config(config: Config, worker: Worker) -> None:
+    """Raise ValueError with a line for everything that is known to be wrong before data are opened."""
+    problems = []
+    try:
+        check_parallelism(config, worker)
+    except ValueError as error:
+        problems.append(str(error))
+    if config.data.name in CLASSES and (config.class_order is None or isinstance(config.task, str)):
+        try:
+            build_task(config.task, CLASSES[config.data.name], resolve_class_order(config))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def check_parallelism(config: Config, worker: Worker) -> None:
@@ -219,13 +241,13 @@ def synchronises_batch_norm(config: Config, worker: Worker) -> bool:
     return config.train.sync_bn and worker.world_size > 1 and worker.device.type == "cuda"
 
 
-def open_split(config: Config, split: str) -> SegmentationDataset:
-    """Open the configured data set's 'train' or 'val' split."""
+def open_split(config: Config, split: str, problems: list[str] | None = None) -> SegmentationDataset:
+    """Open the configured data set's 'train' or 'val' split; `problems`: as `open_dataset` takes them."""
     data = config.data
     if data.name == "shapes":
         num_images = data.shapes.num_train if split == "train" else data.shapes.num_val
         return ShapesDataset(split, num_images, data.shapes.image_size, data.shapes.seed)
-    return open_dataset(data.name, data.root, split)
+    return open_dataset(data.name, data.root, split, problems)
 
 
 def resolve_class_order(config: Config) -> list[int] | None:
@@ -243,14 +265,24 @@ def resolve_class_order(config: Config) -> list[int] | None:
 
 def index_splits(
     config: Config, train: SegmentationDataset, val: SegmentationDataset
-) -> Mapping[str, frozenset[int]]:
-    """Return the classes that every training image shows; the files of both splits are checked on the way."""
+) -> tuple[Mapping[str, frozenset[int]], tuple[str, ...]]:
+    """Return the classes that every training image shows; the files of both splits are checked on the way.
+
+    Second comes what there is to say of images that are left out, where data.on_error allows that.
+    """
     if isinstance(train, ShapesDataset) or isinstance(val, ShapesDataset):
-        return {i: frozenset(np.unique(train.read_label(i)).tolist()) for i in train.ids}
-    train.read(train.ids[0])  # finds out here whether this machine can read images at all
-    cache_dir = config.output_dir / "class_index"
-    index_classes(val, cache_dir, config.data.num_workers)
-    return index_classes(train, cache_dir, config.data.num_workers)
+        return {i: frozenset(np.unique(train.read_label(i)).tolist()) for i in train.ids}, ()
+    check_libraries()
+    data, left_out = config.data, []
+    for dataset in (val, train):
+        where = f"{dataset.name} {dataset.split}"
+        unreadable = Unreadable(data.on_error, data.max_skipped, len(dataset.ids), where)
+        index = index_classes(
+            dataset, config.output_dir / "class_index", data.num_workers, unreadable=unreadable
+        )
+        if unreadable.problems:
+            left_out.append(unreadable.describe())
+    return index, tuple(left_out)
 
 
 def describe(plan: Plan, worker: Worker) -> str:
@@ -259,6 +291,7 @@ def describe(plan: Plan, worker: Worker) -> str:
     model = plan.base_model or new_model(config, [task.steps[0].num_new])
     lines = [
         config.to_yaml(),
+        *plan.left_out,
         f"{'step':>4}  {'train':>6}  {'held out':>8}  {'val':>6}  {'iterations':>10}  {'parameters':>11}  new classes",
     ]
     for step in task.steps:

@@ -39,6 +39,8 @@ def run(plan: Plan, worker: Worker) -> None:
     )
     if config.train.sync_bn and worker.world_size > 1 and not synchronises_batch_norm(config, worker):
         log.info("train.sync_bn: CPUs have no SyncBN; every rank takes BatchNorm statistics of its own share")
+    for message in plan.left_out:
+        log.info(message)
     first_iteration = 0
     try:
         for step in plan.task.steps:
@@ -175,18 +177,20 @@ def assess(
     config = plan.config
     checkpoint = load_checkpoint(checkpoint_path(config.run_dir, step.index))
     model = restore_model(config, checkpoint, worker.device).eval()
-    confusion, iou = validate(plan, step, model, worker)
+    validation = validate(plan, step, model, worker)
+    if validation.unreadable.problems:
+        log.info(validation.unreadable.describe())
     class_names = plan.task.class_names[: step.num_classes]
     entry = make_step_entry(
         step_index=step.index,
         new_class_names=plan.task.new_class_names(step),
-        iou_history=[*map(iou_vector, entries), iou],
+        iou_history=[*map(iou_vector, entries), validation.iou],
         class_names_seen=class_names,
         num_old=step.num_old,
         num_new=step.num_new,
         num_base=plan.task.steps[0].num_new,
         num_train_images=checkpoint["num_train_images"],
-        num_val_images=len(plan.val.ids),
+        num_val_images=len(plan.val.ids) - len(validation.unreadable.problems),
         seconds=checkpoint["seconds"],
     )
     entry["checkpoint"] = checkpoint["chosen"]
@@ -195,14 +199,15 @@ def assess(
     groups = {name: value for name, value in entry.items() if name.startswith("miou") and value is not None}
     log.info(f"step {step.index}: " + ", ".join(f"{name} {value:.3f}" for name, value in groups.items()))
     if worker.is_main:
-        save_confusion(config.run_dir, step.index, confusion, class_names)
+        save_confusion(config.run_dir, step.index, validation.confusion, class_names)
         last_iteration = max(0, first_iteration + plan.num_iterations(step, worker) - 1)
         log.start_evaluation(step.index)
         log.metrics(step.index, last_iteration, groups)
         colours = [plan.val.palette[i] for i in plan.task.class_ids]
         dataset = validation_dataset(plan, step, worker)
         for index in range(min(config.logging.num_panels, len(dataset))):
-            panel = draw_panel(model, *dataset[index], colours, config, worker.device)
+            image, label, _ = dataset[index]
+            panel = draw_panel(model, image, label, colours, config, worker.device)
             log.image(f"step_{step.index}/{dataset.image_ids[index]}", last_iteration, panel)
     return entry
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from datasets.incremental import ValidationDataset, evaluation_table, training_table
 from datasets.tasks import Step
 from datasets.transforms import EvaluateTransform
+from datasets.unreadable import Unreadable
 from models import SegmentationModel
 from trainer.evaluate import evaluate
 from trainer.plan import Plan
@@ -25,14 +26,22 @@ def validation_dataset(plan: Plan, step: Step, worker: Worker) -> ValidationData
     return ValidationDataset(plan.val, plan.val.ids[worker.rank :: worker.world_size], table, transform)
 
 
-def validate(
-    plan: Plan, step: Step, model: SegmentationModel, worker: Worker
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the pixel counts (K,K) of all validation images and the IoU (K,) of every class."""
-    dataset = validation_dataset(plan, step, worker)
-    confusion = evaluate(model, dataset, step.num_classes, plan.config, worker)
+class Validation(NamedTuple):
+    """Pixel counts (K,K) of all validation images, IoU (K,) of every class, and the images that could not be read."""
+
+    confusion: npt.NDArray[np.int64]
+    iou: npt.NDArray[np.float64]
+    unreadable: Unreadable
+
+
+def validate(plan: Plan, step: Step, model: SegmentationModel, worker: Worker) -> Validation:
+    """Evaluate a model on all validation images; raises DataError as `data.on_error` says."""
+    dataset, data = validation_dataset(plan, step, worker), plan.config.data
+    where = f"evaluation of step {step.index}"
+    unreadable = Unreadable(data.on_error, data.max_skipped, len(plan.val.ids), where)
+    confusion = evaluate(model, dataset, step.num_classes, plan.config, worker, unreadable)
     background_evaluated = bool((dataset.table[: len(plan.val.classes)] == 0).any())
-    return confusion, iou_per_class(confusion, background_evaluated)
+    return Validation(confusion, iou_per_class(confusion, background_evaluated), unreadable)
 
 
 def score_on_holdout(plan: Plan, step: Step, model: SegmentationModel, worker: Worker) -> dict[str, Any]:
@@ -45,13 +54,15 @@ def score_on_holdout(plan: Plan, step: Step, model: SegmentationModel, worker: W
     table = training_table(plan.task, step, config.data.train_on)
     transform = EvaluateTransform(config.train.crop_size, config.evaluate.mode)
     dataset = ValidationDataset(plan.train, holdout[worker.rank :: worker.world_size], table, transform)
-    iou = iou_per_class(evaluate(model, dataset, step.num_classes, config, worker))
+    where, data = f"held-out images of step {step.index}", config.data
+    unreadable = Unreadable(data.on_error, data.max_skipped, len(holdout), where)
+    iou = iou_per_class(evaluate(model, dataset, step.num_classes, config, worker, unreadable))
     labelled = step.seen_classes if config.data.train_on == "seen" else step.new_classes
     averaged = [c for c in labelled if not np.isnan(iou[c])]
     return {
         "classes": [plan.task.class_names[c] for c in averaged],
         "miou": mean_iou(iou, averaged),
-        "num_images": len(holdout),
+        "num_images": len(holdout) - len(unreadable.problems),
     }
 
 
@@ -83,7 +94,7 @@ def best_weights(plan: Plan, step: Step, worker: Worker) -> BestWeights | None:
         return score
 
     def validation(model: SegmentationModel) -> float | None:
-        return mean_iou(validate(plan, step, model, worker)[1], step.seen_classes)
+        return mean_iou(validate(plan, step, model, worker).iou, step.seen_classes)
 
     if plan.config.checkpoint == "last":
         return None

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from datasets.incremental import StepDataset, TrainSampler
 from datasets.tasks import Step
+from datasets.unreadable import Unreadable
 from losses.objective import Objective
 from losses.pseudo_label import SelectivePseudoLabel
 from models import SegmentationModel
@@ -66,7 +67,7 @@ def train_step(
     old_model: the frozen model of the step before, None where no term of the objective looks at it.
     first_iteration: the run's iterations before this step, for the curves. best: looks at the model after every
     epoch and keeps the weights that score best; its time does not count.
-    Raises NonFiniteLossError naming iteration and term.
+    Raises NonFiniteLossError naming iteration and term, DataError naming images that cannot be read.
     """
     train = config.train
     prepare_for_training(model, step, train)
@@ -84,9 +85,11 @@ def train_step(
         num_workers=config.data.num_workers,
         pin_memory=worker.device.type == "cuda",
     )
+    data = config.data
+    unreadable = Unreadable(data.on_error, data.max_skipped, len(dataset), f"training of step {step.index}")
     history = History(step.index, first_iteration, config, worker, log)
     with log.progress(f"step {step.index}", sampler.num_iterations) as bar:
-        for iteration, micro_batches in enumerate(group(loader, train.accumulate)):
+        for iteration, micro_batches in enumerate(group(unreadable.watch(loader), train.accumulate)):
             batches = [move(batch, worker.device, train.channels_last) for batch in micro_batches]
             terms = backward(parallel_model, old_model, objective, batches, scaler, config, worker)
             if train.clip_grad_norm is not None:
@@ -99,6 +102,7 @@ def train_step(
             epoch = iteration // sampler.iterations_per_epoch
             if (iteration + 1) % config.logging.every == 0 or iteration + 1 == sampler.num_iterations:
                 history.flush(iteration, epoch, schedule.get_last_lr()[0], bar)
+                unreadable.agree(worker)
             schedule.step()
             bar.update()
             if best is not None and (iteration + 1) % sampler.iterations_per_epoch == 0:
@@ -108,6 +112,8 @@ def train_step(
                 prepare_for_training(model, step, train)
                 history.pause(time.monotonic() - look_since)
     check_weights(model, step)
+    if unreadable.problems:
+        log.info(unreadable.describe())
     return time.monotonic() - history.started
 
 
@@ -195,9 +201,9 @@ def move(batch: tuple[Tensor, Tensor], device: torch.device, channels_last: bool
     return images, labels.long()
 
 
-def group(loader: DataLoader[Any], size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def group(batches: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Yield lists of `size` consecutive batches."""
-    batches = iter(loader)
+    batches = iter(batches)
     while chunk := list(itertools.islice(batches, size)):
         yield chunk
 

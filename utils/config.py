@@ -1,12 +1,13 @@
 """The whole configuration of a run: one frozen, typed object, from YAML and `--set key.sub=value`."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, ValidationInfo, field_validator
 
 METHODS: dict[str, dict[str, Any]] = {
     "mbs": {
@@ -23,12 +24,25 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """What a method sets; a field that the file or `--set` names wins over it."""
 
-MAY_DIFFER = ("log", "output_dir", "data.num_workers", "logging")
-"""Fields (or sections) that cannot change a result: a run may be continued with other values."""
+MAY_DIFFER = ("log", "output_dir", "data.num_workers", "data.on_error", "data.max_skipped", "logging")
+"""Fields (or sections) that cannot change a result: a run may be continued with other values. What becomes of files
+that cannot be read is among them, so that a run which met one can go on."""
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """pydantic takes true for 1, and 1 for true."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        allowed = set(get_args(annotation)) or {annotation}
+        if isinstance(value, bool) and bool not in allowed and allowed & {int, float}:
+            raise ValueError("expected a number, not true or false")
+        if isinstance(value, int | float) and not isinstance(value, bool) and bool in allowed:
+            raise ValueError("expected true or false" + (", or a text" if str in allowed else ""))
+        return value
 
 
 class ShapesConfig(Section):
@@ -51,6 +65,11 @@ class DataConfig(Section):
     """Processes that read images, a rank."""
     train_on: Literal["step", "seen"] = "step"
     """Images and labels a step learns from: its own classes', or those of every class so far (`joint`)."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """An image or mask that cannot be read ends the run, or is left out (in training: replaced by the step's next
+    image), counted and named."""
+    max_skipped: float = Field(0.01, ge=0, le=1)
+    """Share of a split's or a step's images that `skip` may leave out before the run ends."""
     shapes: ShapesConfig = ShapesConfig()
     """What `name: shapes` draws."""
 
@@ -185,7 +204,7 @@ class LoggingConfig(Section):
 class Config(Section):
     task: str | list[list[str]]
     """'15-1' (15 classes, then one a step), 'offline', or lists of class names, one a step."""
-    class_order: str | list[int] | None = None
+    class_order: str | list[StrictInt] | None = None
     """Order in which a named task learns: data set ids, 0 first, or a published order such as '15-1_b' (VOC)."""
     setting: Literal["overlap", "disjoint", "partitioned"] = "overlap"
     """Which images serve a step."""
@@ -226,25 +245,6 @@ class Config(Section):
             )
         return value
 
-    @model_validator(mode="after")
-    def _fields_agree(self) -> "Config":
-        problems = []
-        if self.train.min_scale > self.train.max_scale:
-            problems.append(
-                f"train.min_scale {self.train.min_scale} exceeds train.max_scale {self.train.max_scale}"
-            )
-        if self.train.nesterov and (self.train.optimizer != "sgd" or self.train.momentum == 0):
-            problems.append("train.nesterov needs train.optimizer sgd and a train.momentum above 0")
-        if self.checkpoint == "best_holdout" and self.val_fraction == 0:
-            problems.append("checkpoint best_holdout needs held-out images: set val_fraction, such as 0.1")
-        if self.class_order is not None and not isinstance(self.task, str):
-            problems.append(
-                "class_order goes with a named task such as '15-1'; lists of names have their own order"
-            )
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
     @property
     def run_dir(self) -> Path:
         """Folder of this run."""
@@ -255,9 +255,15 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_config(path: Path, overrides: Sequence[str] = (), log: str | None = None) -> Config:
+def load_config(
+    path: Path,
+    overrides: Sequence[str] = (),
+    log: str | None = None,
+    check: Callable[[Config], object] = lambda _: None,
+) -> Config:
     """Read a YAML file, apply `key.sub=value` overrides and the method's preset, and validate the whole.
 
+    check: raises ValueError, a line a problem, for what does not fit this machine or this code.
     Raises FileNotFoundError or ValueError with one line for every problem found.
     """
     values = read_yaml(path)
@@ -272,13 +278,84 @@ def load_config(path: Path, overrides: Sequence[str] = (), log: str | None = Non
             problems.append(str(error))
     values["log"] = log or values.get("log") or path.stem
     preset = METHODS.get(str(values.get("method", "mbs")), {})
+    values, wrong = _merge(preset, values), set()
     try:
-        config = Config.model_validate(_merge(preset, values))
+        config = Config.model_validate(values)
     except ValidationError as error:
         problems += [_describe(detail, path, overridden) for detail in error.errors()]
+        wrong = {".".join(_field_names(detail["loc"])) for detail in error.errors()}
+        # What the other fields say to each other is told as well.
+        config = _stand_in(values, wrong)
+    lines = _contradictions(config)
+    try:
+        check(config)
+    except ValueError as error:
+        lines += str(error).splitlines()
+    judged = [field for field in wrong if field.partition(".")[0] in Config.model_fields]
+    problems += [line for line in lines if not any(_mentions(line, field) for field in judged)]
     if problems:
         raise ValueError("\n".join(problems))
     return config
+
+
+def _contradictions(config: Config) -> list[str]:
+    """Fields that are right one by one but not together; every line names all fields that it comes from."""
+    train, problems = config.train, []
+    if train.min_scale > train.max_scale:
+        problems.append(
+            f"train.min_scale: {train.min_scale} exceeds train.max_scale {train.max_scale}; it must not be larger"
+        )
+    if train.nesterov and (train.optimizer != "sgd" or train.momentum == 0):
+        problems.append("train.nesterov: needs train.optimizer sgd and a train.momentum above 0")
+    if config.checkpoint == "best_holdout" and config.val_fraction == 0:
+        problems.append("checkpoint: best_holdout needs held-out images: set val_fraction, such as 0.1")
+    if config.class_order is not None and not isinstance(config.task, str):
+        problems.append(
+            "class_order: goes with a named task such as '15-1'; lists of names in task have their own order"
+        )
+    return problems
+
+
+def _stand_in(values: Mapping[str, Any], wrong: Collection[str]) -> Config:
+    """A config in which fields that are wrong or missing have some allowed value."""
+    required = {
+        "task": "1-1",
+        "data": {"name": "folder"},  # whose classes nobody knows yet
+        "train": {"batch_size": 1, "num_epochs": 1, "crop_size": 1, "lr_base": 1.0, "lr_incremental": 1.0},
+    }
+    return Config.model_validate(_merge(required, _without(values, wrong)))
+
+
+def _without(values: Mapping[Any, Any], fields: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings without the fields of these dotted names or with items of these names, or no name at all."""
+    kept = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if not isinstance(key, str) or name in fields:
+            continue
+        if not any(field.startswith(f"{name}.") for field in fields):
+            kept[key] = value
+        elif isinstance(value, Mapping):
+            kept[key] = _without(value, fields, f"{name}.")
+    return kept
+
+
+def _mentions(line: str, field: str) -> bool:
+    """Whether a message names a field, a section that holds it or a field of it."""
+    return re.search(rf"(?<![\w.]){re.escape(field)}(?!\w)", line) is not None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{', '.join(twice)}: given twice, keep one", node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -286,7 +363,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +39,14 @@ class Worker:
             dist.all_reduce(x)
         return x
 
+    def gather(self, x: T) -> list[T]:
+        """Return x of every rank, a picklable object."""
+        if self.world_size == 1:
+            return [x]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, x)
+        return gathered
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:
@@ -61,9 +69,8 @@ class Worker:
         return result  # type: ignore[return-value]
 
 
-@contextmanager
-def process_group(device: str) -> Iterator[Worker]:
-    """Join the process group that a launcher (torchrun) describes in the environment; alone without one.
+def find_worker(device: str) -> Worker:
+    """Return the process that a launcher (torchrun) describes in the environment, before it joins the others.
 
     device: 'auto' (a GPU where there is one), 'cpu' or 'cuda'. Raises ValueError for cuda without a GPU.
     """
@@ -78,15 +85,25 @@ def process_group(device: str) -> Iterator[Worker]:
             "start at most one process a GPU"
         )
     target = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
-    if use_gpu:
-        torch.cuda.set_device(target)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield Worker(target)
+        return Worker(target)
+    return Worker(target, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Worker]:
+    """Join the process group that the environment describes (`find_worker`); alone without one."""
+    worker = find_worker(device)
+    use_gpu = worker.device.type == "cuda"
+    if use_gpu:
+        torch.cuda.set_device(worker.device)
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield worker
         return
     backend = "nccl" if use_gpu else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT, device_id=target if use_gpu else None)
+    dist.init_process_group(backend, timeout=TIMEOUT, device_id=worker.device if use_gpu else None)
     try:
-        yield Worker(target, dist.get_rank(), dist.get_world_size())
+        yield worker
     finally:
         dist.destroy_process_group()
 

@@ -1,0 +1,87 @@
+"""What follows where an image or its mask cannot be read: an error, or it is left out, counted and named."""
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
+
+from datasets.files import DataError
+from utils.distributed import Worker
+
+MAX_NAMED = 10
+
+
+class TooManySkippedError(DataError):
+    """More images cannot be read than data.max_skipped allows; raised in all ranks alike."""
+
+
+def explain(error: DataError | OSError) -> str:
+    """One line that names the file, for what reading an image or a mask has raised."""
+    if isinstance(error, OSError):
+        reason = error.strerror or type(error).__name__
+        return f"{error.filename}: cannot be read ({reason}); restore the file or its rights"
+    return " ".join(str(error).split())
+
+
+class Unreadable:
+    """The problems met among the images of a split or step, one line an image, and when they end the run.
+
+    on_error: 'raise' ends it with the first; 'skip' once their share of `num_images` exceeds `max_skipped`.
+    where: what the images belong to, for the messages.
+    """
+
+    def __init__(self, on_error: str, max_skipped: float, num_images: int, where: str) -> None:
+        self.on_error = on_error
+        self.max_skipped = max_skipped
+        self.num_images = num_images
+        self.where = where
+        self.problems: dict[str, None] = {}  # a set that keeps its order
+
+    @property
+    def is_too_many(self) -> bool:
+        """Whether the policy ends the run."""
+        if self.on_error == "raise":
+            return bool(self.problems)
+        return len(self.problems) > 0 and len(self.problems) / self.num_images > self.max_skipped
+
+    def add(self, problems: Iterable[str]) -> None:
+        """Keep problems, one line each; those known already count once."""
+        self.problems |= dict.fromkeys(problems)
+
+    def watch(self, batches: Iterable[tuple[Tensor, Tensor, list[str]]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and labels of batches, and keep what could not be read of them.
+
+        Raises DataError in the rank that meets a problem, unless problems are skipped.
+        """
+        for images, labels, problems in batches:
+            self.add(line for text in problems for line in text.splitlines())
+            if self.on_error == "raise":
+                self.check()
+            yield images, labels
+
+    def agree(self, worker: Worker) -> None:
+        """Bring the problems of all ranks together; raises as `check` does, in all of them."""
+        self.problems = dict.fromkeys(sorted(set().union(*worker.gather(list(self.problems)))))
+        self.check()
+
+    def check(self) -> None:
+        """Raise DataError (TooManySkippedError where problems are skipped) if the policy ends the run."""
+        if not self.is_too_many:
+            return
+        count = f"the first {MAX_NAMED}" if len(self.problems) >= MAX_NAMED else str(len(self.problems))
+        lines = list(self.problems)[:MAX_NAMED]
+        if self.on_error == "raise":
+            remedy = "mend them, or leave them out with data.on_error=skip"
+            raise DataError("\n".join([f"{self.where}: wrong files ({count}); {remedy}:", *lines]))
+        remedy = "mend them, or raise data.max_skipped"
+        raise TooManySkippedError("\n".join([f"{self.where}: {self._count()}; {remedy}:", *lines]))
+
+    def describe(self) -> str:
+        """Count and names of the images that were left out."""
+        return "\n  ".join([f"{self.where}: {self._count()} and are left out:", *self.problems])
+
+    def _count(self) -> str:
+        share = len(self.problems) / self.num_images
+        return (
+            f"{len(self.problems)} of {self.num_images} images cannot be read "
+            f"({100 * share:.3g} %; data.max_skipped allows {100 * self.max_skipped:.3g} %)"
+        )

@@ -1,0 +1,180 @@
+"""List every problem of a data set before a long run: python -m tools.check_data --config FILE [--set KEY=VALUE].
+
+Reads every image and mask of both splits. Exit code 0: nothing found; 2: problems, all of them printed.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets import SegmentationDataset, ShapesDataset
+from datasets.class_index import map_in_processes
+from datasets.files import (
+    DataError,
+    FileDataset,
+    check_ids,
+    check_libraries,
+    check_size,
+    read_image,
+    read_mask,
+)
+from datasets.incremental import select_training_images
+from datasets.tasks import IGNORE_INDEX, Task, build_task
+from datasets.unreadable import explain
+from trainer.plan import open_split, resolve_class_order
+from utils.config import Config, load_config
+from utils.files import write_atomic
+
+
+class Job(NamedTuple):
+    """One sample to read."""
+
+    image: Path
+    mask: Path
+    num_classes: int
+
+
+class Finding(NamedTuple):
+    """What a sample has shown: problems, data set ids (none where the mask is wrong), digest of the pixels."""
+
+    problems: list[str]
+    classes: frozenset[int]
+    digest: str | None
+
+
+class Split(NamedTuple):
+    """One split as it was found: the classes that its sound samples show, and the digests of its images."""
+
+    num_images: int
+    image_classes: Mapping[str, frozenset[int]]
+    digests: Mapping[str, str]
+
+
+def check_sample(job: Job) -> Finding:
+    """Read image and mask and collect everything that is wrong with them."""
+    problems, image, label, classes = [], None, None, frozenset[int]()
+    try:
+        image = read_image(job.image)
+    except (DataError, OSError) as error:
+        problems.append(explain(error))
+    try:
+        label = read_mask(job.mask)
+        check_ids(job.mask, label, job.num_classes)
+        classes = frozenset(np.unique(label).tolist()) - {IGNORE_INDEX}
+    except (DataError, OSError) as error:
+        problems.append(explain(error))
+    if image is not None and label is not None:
+        try:
+            check_size(job.image, image, job.mask, label)
+        except DataError as error:
+            problems.append(explain(error))
+    digest = (
+        None if image is None else hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+    )
+    return Finding(problems, classes, digest)
+
+
+def check_split(dataset: FileDataset, num_workers: int, problems: list[str]) -> Split:
+    """Read all samples of a split; problems are added to `problems`."""
+    jobs = [Job(image, mask, len(dataset.classes)) for image, mask in dataset.samples.values()]
+    description = f"checking {dataset.name} {dataset.split}"
+    findings = dict(
+        zip(dataset.ids, map_in_processes(check_sample, jobs, num_workers, description, "image"), strict=True)
+    )
+    problems += [problem for finding in findings.values() for problem in finding.problems]
+    sound = {image_id: finding.classes for image_id, finding in findings.items() if not finding.problems}
+    digests = {i: finding.digest for i, finding in findings.items() if finding.digest is not None}
+    return Split(len(jobs), sound, digests)
+
+
+def find_duplicates(train: Split, val: Split) -> list[str]:
+    """Name the images whose pixels are in both splits."""
+    by_digest = {digest: image_id for image_id, digest in train.digests.items()}
+    return [
+        f"val image {image_id} has the same pixels as train image {by_digest[digest]}; remove one of them"
+        for image_id, digest in val.digests.items()
+        if digest in by_digest
+    ]
+
+
+def find_gaps(task: Task, splits: Mapping[str, Split], config: Config) -> list[str]:
+    """Name the classes that no image shows and the steps that have no image, or fewer than a batch."""
+    problems = []
+    for name, split in splits.items():
+        shown = frozenset().union(*split.image_classes.values())
+        problems += [
+            f"class {task.class_names[c]!r} (id {class_id}): no sound {name} image shows it"
+            for c, class_id in enumerate(task.class_ids)
+            if c > 0 and class_id not in shown
+        ]
+    classes = splits["train"].image_classes
+    for step in task.steps:
+        count = len(select_training_images(classes, task, step, config.setting, config.data.train_on))
+        if count < config.train.batch_size:
+            names = ", ".join(task.new_class_names(step))
+            problems.append(
+                f"step {step.index} ({names}): {count} training images in setting '{config.setting}', fewer than "
+                f"train.batch_size {config.train.batch_size}; "
+                + ("they are repeated to fill a batch" if count else "training would refuse the task")
+            )
+    return problems
+
+
+def check_data(config: Config) -> tuple[list[str], dict[str, int]]:
+    """Return every problem of the configured data set, and how many images each split that opens has."""
+    problems: list[str] = []
+    datasets: dict[str, SegmentationDataset] = {}
+    for name in ("train", "val"):
+        try:
+            datasets[name] = open_split(config, name, problems)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    splits: dict[str, Split] = {}
+    for name, dataset in datasets.items():
+        if isinstance(dataset, ShapesDataset):
+            shown = {i: frozenset(np.unique(dataset.read_label(i)).tolist()) for i in dataset.ids}
+            splits[name] = Split(len(dataset.ids), shown, {})
+        else:
+            check_libraries()
+            splits[name] = check_split(dataset, config.data.num_workers, problems)
+    if len(splits) == 2:
+        problems += find_duplicates(splits["train"], splits["val"])
+        try:
+            task = build_task(config.task, datasets["train"].classes, resolve_class_order(config))
+        except ValueError as error:
+            problems += str(error).splitlines()
+        else:
+            problems += find_gaps(task, splits, config)
+    return list(dict.fromkeys(problems)), {name: split.num_images for name, split in splits.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML file, such as configs/voc.yaml")
+    parser.add_argument("--set", metavar="KEY.SUB=VALUE", action="append", default=[], dest="overrides")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write problems and counts there, too")
+    args = parser.parse_args(argv)
+    try:
+        config = load_config(args.config, args.overrides)
+        problems, counts = check_data(config)
+        if args.json is not None:
+            write_atomic(args.json, json.dumps({"problems": problems, "num_images": counts}, indent=2) + "\n")
+    except (ValueError, OSError, ImportError) as error:
+        parser.exit(2, f"error: {error}\n")
+    for problem in problems:
+        print(problem)
+    images = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no"
+    print(f"{config.data.name} {config.data.root}: {images} images, {len(problems) or 'no'} problems")
+    return 2 if problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -16,8 +16,8 @@ from datasets.tasks import Step
 from losses.objective import Objective
 from losses.pseudo_label import SelectivePseudoLabel
 from models import SegmentationModel
-from trainer.evaluate import autocast
 from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
+from trainer.predict import autocast
 from utils.config import Config
 from utils.distributed import Worker
 from utils.logging import RunLog

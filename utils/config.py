@@ -1,9 +1,10 @@
 """The whole configuration of a run: one frozen, typed object, from YAML and `--set key.sub=value`."""
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -165,12 +166,25 @@ class LossConfig(Section):
 
 
 class EvaluateConfig(Section):
-    mode: Literal["center_crop", "whole"] = "center_crop"
-    """Short side to the crop and centre crop (the literature), or the whole image at its own label size."""
+    mode: Literal["center_crop", "whole", "sliding"] = "center_crop"
+    """What the model sees of an image whose short side is at the crop: its centre (the literature), all of it at once,
+    or all of it in windows of the crop's size; the last two count at the label's own size."""
+    stride: int | None = Field(None, ge=1)
+    """Pixels from one window to the next (`sliding`), no more than the crop; null is two thirds of the crop, as PSPNet
+    and its successors have it. Probabilities are averaged where windows overlap."""
+    flip: bool = False
+    """Test-time augmentation: average the probabilities with those of the mirrored image."""
+    scales: list[Annotated[float, Field(gt=0)]] = Field([1.0], min_length=1)
+    """Test-time augmentation: average the probabilities over the image at these scales, 1 being as `mode` has it."""
     future: Literal["ignore", "background"] = "ignore"
     """What pixels of classes not yet learned count as."""
     batch_size: int = Field(8, ge=1)
-    """Images a forward pass, a rank (`whole` takes them one by one)."""
+    """Images (`sliding`: windows) a forward pass, a rank; images of different sizes do not share one. The results
+    depend on it by rounding at most."""
+
+    def window_stride(self, crop_size: int) -> int:
+        """Return the pixels from one window of `crop_size` to the next."""
+        return self.stride or math.ceil(2 * crop_size / 3)
 
 
 class LoggingConfig(Section):
@@ -226,6 +240,11 @@ class Config(Section):
             )
         if self.train.nesterov and (self.train.optimizer != "sgd" or self.train.momentum == 0):
             problems.append("train.nesterov needs train.optimizer sgd and a train.momentum above 0")
+        if self.evaluate.stride is not None and self.evaluate.stride > self.train.crop_size:
+            problems.append(
+                f"evaluate.stride {self.evaluate.stride} exceeds train.crop_size {self.train.crop_size}, the side of a "
+                "window: pixels between windows would be left out; take at most the crop"
+            )
         if self.class_order is not None and not isinstance(self.task, str):
             problems.append(
                 "class_order goes with a named task such as '15-1'; lists of names have their own order"

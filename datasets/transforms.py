@@ -65,8 +65,8 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvaluateTransform:
-    """What validation sees: 'center_crop' (short side to the crop, centre crop, of image and label) or 'whole'
-    (the image with its short side at the crop; the label at its own size)."""
+    """What validation sees: 'center_crop' (short side to the crop, centre crop, of image and label), 'whole'
+    or 'sliding' (the image with its short side at the crop; the label at its own size)."""
 
     crop_size: int
     mode: str

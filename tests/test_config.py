@@ -158,6 +158,10 @@ def test_all_errors_come_at_once_with_source_and_field(tmp_path: Path) -> None:
         ("train.lr_base=.inf", "train.lr_base"),
         ("train.momentum=1", "train.momentum"),
         ("loss.pseudo_label.threshold=70", "loss.pseudo_label.threshold"),
+        ("evaluate.mode=crop", "evaluate.mode"),
+        ("evaluate.stride=0", "evaluate.stride"),
+        ("evaluate.scales=[]", "evaluate.scales"),
+        ("evaluate.scales=[1, 0]", "evaluate.scales.1"),
         ("log=a/b", "log"),
         ("log=..", "log"),
     ],
@@ -174,6 +178,10 @@ def test_a_value_out_of_range_or_of_the_wrong_type_names_its_field(
         (["train.min_scale=3"], ["train.min_scale: 3.0", "train.max_scale 2.0"]),
         (["train.nesterov=true", "train.momentum=0"], ["train.nesterov", "train.momentum"]),
         (["train.nesterov=true", "train.optimizer=adamw"], ["train.nesterov", "train.optimizer"]),
+        (
+            ["train.crop_size=96", "evaluate.stride=97"],
+            ["evaluate.stride: 97", "train.crop_size 96", "left out"],
+        ),
         (["task=[[disc], [ring]]", "class_order=[0, 2, 1]"], ["class_order", "named task"]),
     ],
 )
@@ -182,6 +190,19 @@ def test_fields_that_contradict_each_other_are_refused_by_name(
 ) -> None:
     (line,) = refusal(write_config(tmp_path), *overrides)
     assert all(field in line for field in fields)
+
+
+@pytest.mark.parametrize(
+    ("override", "stride"),
+    [("evaluate.stride=96", 96), ("evaluate.stride=1", 1), ("evaluate.stride=null", 64)],
+)
+def test_windows_lie_two_thirds_of_a_crop_apart_or_as_the_stride_says(
+    tmp_path: Path, override: str, stride: int
+) -> None:
+    assert (
+        load_config(write_config(tmp_path), ["train.crop_size=96", override]).evaluate.window_stride(96)
+        == stride
+    )
 
 
 def test_a_file_that_is_missing_broken_or_no_mapping_is_refused_by_name(tmp_path: Path) -> None:

@@ -8,15 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datasets import SegmentationDataset
 from datasets.files import UInt8Array
-from datasets.incremental import ValidationDataset
+from datasets.incremental import ValidationDataset, evaluation_table
+from datasets.tasks import build_task
 from datasets.transforms import EvaluateTransform
-from models import SegOutput
+from models import SegmentationModel, SegOutput
 from tests.cli import write_tiny_config
-from trainer.evaluate import draw_panel, evaluate, predict
+from trainer.evaluate import draw_panel, evaluate
+from trainer.predict import predict
 from utils.config import Config, load_config
 from utils.distributed import Worker
 
@@ -25,10 +27,15 @@ CROP = 12
 CPU = Worker(torch.device("cpu"))
 
 
-class ReadsTheAnswer(nn.Module):
-    """Predicts the class that the red of a pixel says, after a hundred."""
+class ReadsTheAnswer(SegmentationModel):
+    """Predicts the class that the red of a pixel says, after a hundred; remembers its batches."""
+
+    def __init__(self) -> None:
+        super().__init__("test_resnet")
+        self.shapes: list[tuple[int, ...]] = []
 
     def forward(self, images: Tensor) -> SegOutput:
+        self.shapes.append(tuple(images.shape))
         classes = torch.arange(NUM_CLASSES)[:, None, None]
         logits = -(images[:, :1].float() - 100 - classes).square()
         return SegOutput(logits, logits, logits, torch.zeros(NUM_CLASSES, 1), None)
@@ -58,19 +65,32 @@ def random_samples(*sizes: tuple[int, int]) -> dict[str, tuple[UInt8Array, UInt8
     }
 
 
-def make_config(folder: Path, mode: str, batch_size: int = 2) -> Config:
-    overrides = [f"evaluate.mode={mode}", f"evaluate.batch_size={batch_size}", f"train.crop_size={CROP}"]
-    return load_config(write_tiny_config(folder), overrides)
+class SeesTheWhole(ReadsTheAnswer):
+    """Takes a pixel for what is left of it and below, so that it matters which window shows it."""
+
+    def forward(self, images: Tensor) -> SegOutput:
+        sums = images.float().cumsum(dim=3).flip(2).cumsum(dim=2).flip(2)
+        return super().forward(100 + (sums % 97) / 24)
 
 
-def confusion_of(samples: dict[str, tuple[UInt8Array, UInt8Array]], config: Config) -> npt.NDArray[np.int64]:
+def make_config(folder: Path, mode: str, batch_size: int = 2, *overrides: str) -> Config:
+    fields = [f"evaluate.mode={mode}", f"evaluate.batch_size={batch_size}", f"train.crop_size={CROP}"]
+    return load_config(write_tiny_config(folder), [*fields, *overrides])
+
+
+def confusion_of(
+    samples: dict[str, tuple[UInt8Array, UInt8Array]],
+    config: Config,
+    model: SegmentationModel | None = None,
+    table: UInt8Array | None = None,
+) -> npt.NDArray[np.int64]:
     dataset = ValidationDataset(
         cast(SegmentationDataset, Stored(samples)),
         list(samples),
-        np.arange(256, dtype=np.uint8),
+        np.arange(256, dtype=np.uint8) if table is None else table,
         EvaluateTransform(config.train.crop_size, config.evaluate.mode),
     )
-    return evaluate(ReadsTheAnswer(), dataset, NUM_CLASSES, config, CPU)
+    return evaluate(model or ReadsTheAnswer(), dataset, NUM_CLASSES, config, CPU)
 
 
 def count(pairs: list[tuple[UInt8Array, UInt8Array]]) -> npt.NDArray[np.int64]:
@@ -93,20 +113,83 @@ def test_centre_crops_of_images_of_different_sizes(tmp_path: Path, batch_size: i
     np.testing.assert_array_equal(matrix, expected)
 
 
-def test_whole_images_of_different_sizes(tmp_path: Path) -> None:
-    samples = random_samples((12, 20), (16, 12), (12, 12))
-    matrix = confusion_of(samples, make_config(tmp_path, "whole"))
+@pytest.mark.parametrize("mode", ["whole", "sliding"])
+@pytest.mark.parametrize("flip", ["true", "false"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_whole_images_of_different_sizes(tmp_path: Path, mode: str, flip: str, workers: int) -> None:
+    samples = random_samples((12, 20), (16, 12), (12, 12), (12, 20))
+    config = make_config(tmp_path, mode, 3, f"evaluate.flip={flip}", f"data.num_workers={workers}")
+    matrix = confusion_of(samples, config)
     np.testing.assert_array_equal(matrix, count(list(samples.values())))
 
 
-def test_whole_images_count_at_the_size_of_the_label(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["whole", "sliding"])
+@pytest.mark.parametrize("scales", ["[1.0]", "[0.5, 1.0, 1.5]"])
+def test_whole_images_count_at_the_size_of_the_label(tmp_path: Path, mode: str, scales: str) -> None:
     # One class an image: its prediction is the same at any size.
     samples = {
         key: (np.full_like(prediction, int(key)), label)
         for key, (prediction, label) in random_samples((30, 47), (24, 25), (7, 5), (13, 40)).items()
     }
-    matrix = confusion_of(samples, make_config(tmp_path, "whole"))
+    matrix = confusion_of(samples, make_config(tmp_path, mode, 2, f"evaluate.scales={scales}"))
     np.testing.assert_array_equal(matrix, count(list(samples.values())))
+
+
+@pytest.mark.parametrize("mode", ["center_crop", "whole", "sliding"])
+@pytest.mark.parametrize("views", [[], ["evaluate.flip=true", "evaluate.scales=[0.75, 1.5]"]])
+def test_the_batch_size_changes_nothing(tmp_path: Path, mode: str, views: list[str]) -> None:
+    # Of the shapes that share a batch of five, some recur; the fourth has the shape of the first at another size.
+    samples = random_samples((12, 20), (16, 12), (12, 20), (24, 40), (13, 9), (40, 24), (12, 20))
+    alone, together = (
+        confusion_of(samples, make_config(tmp_path, mode, batch_size, *views), SeesTheWhole())
+        for batch_size in (1, 5)
+    )
+    np.testing.assert_array_equal(alone, together)
+    assert (alone.sum(axis=0) > 0).sum() > 2
+
+
+def test_images_of_one_shape_share_a_forward_pass_whatever_the_size_of_their_labels(tmp_path: Path) -> None:
+    samples, model = (
+        random_samples((12, 20), (16, 12), (12, 20), (24, 40), (13, 12), (12, 20)),
+        ReadsTheAnswer(),
+    )
+    confusion_of(samples, make_config(tmp_path, "whole", 5), model)
+    assert model.shapes == [(3, 3, 12, 20), (1, 3, 16, 12), (1, 3, 13, 12), (1, 3, 12, 20)]
+
+
+def test_windows_of_images_of_one_shape_share_forward_passes(tmp_path: Path) -> None:
+    samples, model = random_samples((12, 20), (12, 20), (12, 12)), ReadsTheAnswer()
+    confusion_of(samples, make_config(tmp_path, "sliding", 3), model)
+    # Two windows of each of the first two images, in threes; the third image is its own window.
+    assert model.shapes == [(3, 3, 12, 12), (1, 3, 12, 12), (1, 3, 12, 12)]
+
+
+@pytest.mark.parametrize("mode", ["whole", "sliding"])
+@pytest.mark.parametrize(
+    ("future", "void", "expected"),
+    [
+        ("ignore", False, {0: 0, 3: 1, 1: 2, 2: 3, 4: 255, 255: 255}),
+        ("background", False, {0: 0, 3: 1, 1: 2, 2: 3, 4: 0, 255: 255}),
+        ("ignore", True, {0: 255, 3: 1, 1: 2, 2: 3, 4: 255, 255: 255}),
+    ],
+)
+def test_classes_to_come_and_a_void_background(
+    tmp_path: Path, mode: str, future: str, void: bool, expected: dict[int, int]
+) -> None:
+    task = build_task("2-1", ["other", "a", "b", "c", "d"], [0, 3, 1, 2, 4])
+    rng = np.random.default_rng(1)
+    samples = {
+        str(i): (
+            rng.integers(0, NUM_CLASSES, size).astype(np.uint8),
+            rng.choice(np.array([*expected], dtype=np.uint8), size),
+        )
+        for i, size in enumerate([(12, 20), (16, 12), (12, 20)])
+    }
+    table = evaluation_table(task, task.steps[1], future, background_is_void=void)
+    matrix = confusion_of(samples, make_config(tmp_path, mode, 3, "evaluate.flip=true"), table=table)
+    labels = [np.vectorize(expected.__getitem__)(label).astype(np.uint8) for _, label in samples.values()]
+    pairs = [(prediction, label) for (prediction, _), label in zip(samples.values(), labels, strict=True)]
+    np.testing.assert_array_equal(matrix, count(pairs))
 
 
 def test_rows_are_ground_truth_and_ignored_pixels_are_left_out(tmp_path: Path) -> None:
@@ -119,12 +202,13 @@ def test_rows_are_ground_truth_and_ignored_pixels_are_left_out(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_predictions_are_class_ids_at_the_asked_size(amp: str) -> None:
+def test_predictions_are_class_ids_at_the_asked_size(tmp_path: Path, amp: str) -> None:
     images = torch.full((1, 3, 4, 6), 102, dtype=torch.uint8)
     images[..., 3:] = 101
-    prediction = predict(ReadsTheAnswer(), images, torch.Size((8, 12)), amp)
+    config = make_config(tmp_path, "whole", 1, f"train.amp={amp}")
+    (prediction,) = predict(ReadsTheAnswer(), images, [torch.Size((8, 12))], config)
     assert prediction.dtype == torch.int64
-    assert torch.equal(prediction[0, 0], torch.tensor([2] * 6 + [1] * 6))
+    assert torch.equal(prediction, torch.tensor([[2] * 6 + [1] * 6] * 8))
 
 
 def test_a_panel_shows_image_label_and_prediction_in_the_palette(tmp_path: Path) -> None:

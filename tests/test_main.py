@@ -33,6 +33,12 @@ from utils.distributed import Worker, process_group
 
 TERMS = ["cross_entropy", "feature_distillation", "output_distillation", "orthogonal"]
 GROUPS = ["miou_all", "miou_old", "miou_new", "miou_base", "miou_incremental"]
+# One window a forward pass: any number of ranks computes the same numbers. Trained long enough to tell classes apart.
+SLIDING = [
+    *("evaluate.mode=sliding", "evaluate.flip=true", "evaluate.scales=[0.5, 1, 1.5]", "evaluate.stride=20"),
+    *("evaluate.batch_size=1", "data.num_workers=2", "train.num_epochs=8", "train.num_epochs_incremental=1"),
+    *("train.optimizer=adamw", "train.lr_base=3e-3", "train.lr_head_factor=1"),
+]
 CLASSES_OF = {
     "shapes": shapes.CLASSES,
     "voc": voc.CLASSES,
@@ -157,6 +163,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
         "voc": ([*data["voc"], "method=finetune"], {}),
         "ade20k": ([*data["ade20k"], "method=finetune", distil], {}),
         "folder": ([*data["folder"], "loss.orthogonal.enabled=false"], {}),
+        "sliding": (SLIDING, {}),
         "diverged": (["train.lr_incremental=1e30"], {}),
     }
     with ThreadPoolExecutor(2) as pool:
@@ -282,6 +289,7 @@ def test_results_hold_the_documented_keys_and_types(place: Workplace, name: str)
             "per_class_iou",
             "without_background",
             "checkpoint",
+            "groups",
             *numbers,
         }
         assert all(step[key] is None or step[key] >= 0 for key in numbers - {"forgetting"})
@@ -343,6 +351,13 @@ def test_results_agree_with_iou_recomputed_from_the_confusion_matrix(
     groups = [[class_name for class_name in group if class_name != "background"] for group in groups]
     found = [entry["without_background"][key] for key in GROUPS]
     assert found == pytest.approx([mean(group) for group in groups])
+    # MiB counts background nowhere, PLOP as the top level does, MBS in all only.
+    known = [name for name in names if iou[name] is not None]
+    assert [group["miou"] for group in entry["groups"]["mib"].values()] == found
+    assert [group["miou"] for group in entry["groups"]["plop"].values()] == [entry[key] for key in GROUPS]
+    assert [group["miou"] for group in entry["groups"]["mbs"].values()] == [entry["miou_all"], *found[1:]]
+    assert entry["groups"]["mbs"]["all"]["classes"] == known
+    assert entry["groups"]["mib"]["all"]["classes"] == [name for name in known if name != "background"]
 
 
 @pytest.mark.parametrize("name", LEARNING_ORDER)
@@ -363,6 +378,26 @@ def test_confusion_matrix_counts_every_labelled_validation_pixel_once(
                 labelled[row_of.get(class_id, 0)] += int(count)
     assert [sum(row) for row in counts] == labelled
     assert sum(labelled) > 0
+
+
+def test_sliding_windows_with_flip_and_scales_count_every_pixel_once(place: Workplace) -> None:
+    run = place.runs["sliding"]
+    assert run.process.returncode == 0, run.process.stderr
+    labels = np.stack(read_val_labels(place.folder, "shapes"))
+    ids = [CLASSES_OF["shapes"].index(name) for name in LEARNING_ORDER["shapes"]]
+    _, counts = run.confusion(1)
+    expected = [int((labels == i).sum()) for i in ids]
+    expected[0] += int((~np.isin(labels, ids)).sum())  # what the task leaves out is background
+    assert [sum(row) for row in counts] == expected
+
+
+def test_two_ranks_slide_to_the_same_results(place: Workplace) -> None:
+    whole, run = place.runs["sliding"], place.copy("sliding", "sliding_ranks")
+    (run.folder / "results.json").unlink()
+    process = place.run("sliding_ranks", *SLIDING, ranks=2).process
+    assert process.returncode == 0, process.stderr
+    assert [run.confusion(step) for step in (0, 1)] == [whole.confusion(step) for step in (0, 1)]
+    assert run.results == {**whole.results, "device": "2 × cpu"}
 
 
 @each_finished

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from utils.metrics import forgetting_per_class, harmonic_mean, iou_per_class, mean_iou, step_scores
+from utils.metrics import (
+    class_groups,
+    forgetting_per_class,
+    harmonic_mean,
+    iou_per_class,
+    mean_iou,
+    step_scores,
+)
 
 # Background, a, b; then c joins: b is present and never predicted.
 CONFUSION_0 = np.array([[72, 8, 0], [10, 30, 0], [0, 2, 18]], dtype=np.int64)
@@ -147,6 +154,33 @@ def test_third_step_tells_old_from_base_and_new_from_incremental() -> None:
     assert inner["miou_old"] == pytest.approx(0.95 / 2)
     assert inner["miou_base"] == pytest.approx(0.7)
     assert inner["hiou"] == pytest.approx(2 * 0.7 * 0.125 / 0.825)
+
+
+@pytest.mark.parametrize(
+    ("convention", "expected"),
+    [
+        ("mib", [[1, 2, 3, 4, 5], [1, 2, 3], [4, 5], [1, 2], [3, 4, 5]]),
+        ("plop", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3], [4, 5], [0, 1, 2], [3, 4, 5]]),
+        ("mbs", [[0, 1, 2, 3, 4, 5], [1, 2, 3], [4, 5], [1, 2], [3, 4, 5]]),
+    ],
+)
+def test_background_falls_where_the_convention_puts_it(convention: str, expected: list[list[int]]) -> None:
+    groups = class_groups(convention, num_old=4, num_base=3, num_classes=6)
+    assert list(groups) == ["all", "old", "new", "base", "incremental"]
+    assert [list(class_ids) for class_ids in groups.values()] == expected
+
+
+@pytest.mark.parametrize(
+    ("convention", "expected"),
+    [
+        ("mib", [[1, 2], [], [1, 2], [1, 2], []]),
+        ("plop", [[0, 1, 2], [], [0, 1, 2], [0, 1, 2], []]),
+        ("mbs", [[0, 1, 2], [], [1, 2], [1, 2], []]),
+    ],
+)
+def test_background_at_step_0(convention: str, expected: list[list[int]]) -> None:
+    groups = class_groups(convention, num_old=0, num_base=3, num_classes=3)
+    assert [list(class_ids) for class_ids in groups.values()] == expected
 
 
 def test_hiou_is_zero_where_base_and_incremental_are_zero() -> None:

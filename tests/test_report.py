@@ -83,7 +83,7 @@ def test_results_json_has_exactly_the_agreed_keys_and_values(tmp_path: Path, res
     first, second = loaded["steps"]
     assert list(first) == [
         *("step", "new_classes", *MIOUS, "forgetting", "per_class_iou", "without_background"),
-        *("num_train_images", "num_val_images", "seconds"),
+        *("groups", "num_train_images", "num_val_images", "seconds"),
     ]
     assert list(second["without_background"]) == MIOUS
     assert first["per_class_iou"] == {"background": 0.8, "cat": 0.6, "step": None}
@@ -96,6 +96,39 @@ def test_results_json_has_exactly_the_agreed_keys_and_values(tmp_path: Path, res
     assert (second["step"], second["new_classes"], second["num_train_images"]) == (1, ["a, b"], 102)
     assert second["forgetting"] == pytest.approx(0.1)
     assert second["seconds"] == 12.3
+
+
+def test_groups_name_the_classes_that_every_convention_averages(results: dict[str, Any]) -> None:
+    first, second = (step["groups"] for step in results["steps"])
+    assert list(second) == ["mib", "plop", "mbs"]
+    # "step" has no IoU; at step 0 nothing is old, and PLOP's background is new.
+    none: dict[str, Any] = {"classes": [], "miou": None}
+    cat, new = {"classes": ["cat"], "miou": 0.6}, {"classes": ["a, b"], "miou": 0.25}
+    both = {"classes": ["background", "cat"], "miou": pytest.approx(0.7)}
+    assert first["mib"] == {"all": cat, "old": none, "new": cat, "base": cat, "incremental": none}
+    assert first["plop"] == {"all": both, "old": none, "new": both, "base": both, "incremental": none}
+    assert first["mbs"] == {"all": both, "old": none, "new": cat, "base": cat, "incremental": none}
+    cat = {"classes": ["cat"], "miou": 0.5}
+    both = {"classes": ["background", "cat"], "miou": pytest.approx(0.6)}
+    three = {"classes": ["background", "cat", "a, b"], "miou": pytest.approx(1.45 / 3)}
+    two = {"classes": ["cat", "a, b"], "miou": 0.375}
+    assert second["mib"] == {"all": two, "old": cat, "new": new, "base": cat, "incremental": new}
+    assert second["plop"] == {"all": three, "old": both, "new": new, "base": both, "incremental": new}
+    assert second["mbs"] == {"all": three, "old": cat, "new": new, "base": cat, "incremental": new}
+
+
+def test_groups_tell_old_from_base_and_leave_out_a_background_that_is_void() -> None:
+    history = [np.array([np.nan, 0.8]), np.array([np.nan, 0.6, 0.4]), np.array([np.nan, 0.5, 0.3, np.nan])]
+    groups = make_results(["other", "wall", "sky", "sea"], history)["steps"][2]["groups"]
+    known = {"classes": ["wall", "sky"], "miou": 0.4}
+    expected = {
+        "all": known,
+        "old": known,
+        "new": {"classes": [], "miou": None},
+        "base": {"classes": ["wall"], "miou": 0.5},
+        "incremental": {"classes": ["sky"], "miou": 0.3},
+    }
+    assert groups == dict.fromkeys(["mib", "plop", "mbs"], expected)
 
 
 def test_miou_avg_is_the_mean_of_miou_all_over_the_steps_so_far(results: dict[str, Any]) -> None:
@@ -126,6 +159,11 @@ def test_results_md_shows_the_run_and_percentages(tmp_path: Path, results: dict[
     assert "| 0 | background, cat, step | 70.0 | – | 70.0 | 70.0 | – | – | – |" in text
     assert "| 1 | a, b | 48.3 | 60.0 | 25.0 | 60.0 | 25.0 | 35.3 | 10.0 |" in text
     assert "| 1 | a, b | 37.5 | 50.0 | 25.0 | 50.0 | 25.0 | 33.3 |" in text  # without background
+    # mib / plop / mbs
+    assert (
+        "| 0 | 60.0 / 70.0 / 70.0 | – / – / – | 60.0 / 70.0 / 60.0 | 60.0 / 70.0 / 60.0 | – / – / – |" in text
+    )
+    assert "| 1 | 37.5 / 48.3 / 48.3 | 50.0 / 60.0 / 50.0 | 25.0 / 25.0 / 25.0 | 50.0 / 60.0 / 50.0 |" in text
     assert "| step | – | – |" in text  # no IoU
     assert "| a, b |  | 25.0 |" in text  # not learned at step 0
     assert "**59.2**" in text

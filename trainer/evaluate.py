@@ -1,12 +1,12 @@
 """Evaluation of a step: the confusion matrix over all validation images, and pictures to look at."""
 
-import contextlib
+import itertools
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -14,31 +14,16 @@ from datasets.files import Colour, UInt8Array
 from datasets.incremental import ValidationDataset
 from datasets.tasks import IGNORE_INDEX
 from datasets.unreadable import Unreadable
-from models.output import upsample
+from models import SegmentationModel
+from trainer.predict import group_by_shape, predict
 from utils.config import Config
 from utils.distributed import Worker
 
 _IGNORED_COLOUR = (224, 224, 192)  # the cream in which VOC draws its void
 
 
-def autocast(amp: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Mixed precision as the config asks for it."""
-    dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-    return torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
-
-
-@torch.inference_mode()
-def predict(model: nn.Module, images: Tensor, size: torch.Size, amp: str) -> Tensor:
-    """Return the most likely class (B,H,W) int64 of every pixel, at `size`; images: (B,3,h,w) 0..255."""
-    with autocast(amp, images.device):
-        logits = model(images).logits
-    if logits.shape[2:] != size:
-        logits = upsample(logits, size)
-    return logits.argmax(dim=1)
-
-
 def evaluate(
-    model: nn.Module,
+    model: SegmentationModel,
     dataset: ValidationDataset,
     num_classes: int,
     config: Config,
@@ -47,16 +32,16 @@ def evaluate(
 ) -> npt.NDArray[np.int64]:
     """Return the confusion matrix (K,K), rows ground truth, over the images of all ranks.
 
-    dataset: this rank's share; no image belongs to two ranks. unreadable: takes the images that cannot be read,
-    of all ranks; None ends with an error at any. Raises DataError.
+    dataset: this rank's share; no image belongs to two ranks. Of every `evaluate.batch_size` images, those of one
+    shape share a forward pass. unreadable: takes the images that cannot be read, of all ranks; None ends with an error
+    at any. Raises DataError.
     """
     model.eval()
     unreadable = unreadable or Unreadable("raise", 0.0, len(dataset), "evaluation")
-    # Whole images differ in size: they go one by one.
-    batch_size = config.evaluate.batch_size if config.evaluate.mode == "center_crop" else 1
+    # Workers hand over images one by one: those of a batch may differ in size, and so may their labels.
     loader = DataLoader(
         dataset,
-        batch_size,
+        batch_size=None,
         num_workers=config.data.num_workers,
         pin_memory=worker.device.type == "cuda",
         # A loader draws a seed for its workers; a training that goes on afterwards must not notice.
@@ -64,17 +49,22 @@ def evaluate(
     )
     confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
     confusion = confusion.to(worker.device)
-    for images, labels in unreadable.watch(loader):
-        images = images.to(worker.device, non_blocking=True)
-        labels = labels.to(worker.device, non_blocking=True).long()
-        confusion.update(predict(model, images, labels.shape[1:], config.train.amp), labels)
+    samples = unreadable.watch((image, label, [problem]) for image, label, problem in loader)
+    while batch := list(itertools.islice(samples, config.evaluate.batch_size)):
+        images, labels = zip(*batch, strict=True)
+        for indices in group_by_shape(images):
+            group = torch.stack([images[i].to(worker.device, non_blocking=True) for i in indices])
+            predictions = predict(model, group, [labels[i].shape for i in indices], config)
+            for i, prediction in zip(indices, predictions, strict=True):
+                label = labels[i].to(worker.device, non_blocking=True).long()
+                confusion.update(prediction[None], label[None])
     unreadable.agree(worker)
     matrix: npt.NDArray[np.int64] = confusion.compute().cpu().numpy().astype(np.int64)
     return matrix
 
 
 def draw_panel(
-    model: nn.Module,
+    model: SegmentationModel,
     image: Tensor,
     label: Tensor,
     colours: list[Colour],
@@ -85,7 +75,7 @@ def draw_panel(
 
     colours: by contiguous class id; label: (H,W) uint8.
     """
-    prediction = predict(model, image[None].to(device), label.shape, config.train.amp)[0].cpu()
+    prediction = predict(model, image[None].to(device), [label.shape], config)[0].cpu()
     table = np.full((256, 3), _IGNORED_COLOUR, dtype=np.uint8)
     table[: len(colours)] = colours
     shown = F.interpolate(image[None].float(), size=label.shape, mode="bilinear", align_corners=False)[0]

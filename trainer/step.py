@@ -17,8 +17,8 @@ from datasets.unreadable import Unreadable
 from losses.objective import Objective
 from losses.pseudo_label import SelectivePseudoLabel
 from models import SegmentationModel
-from trainer.evaluate import autocast
 from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
+from trainer.predict import autocast
 from trainer.score import BestWeights
 from utils.config import Config, TrainConfig
 from utils.distributed import Worker

@@ -1,10 +1,11 @@
 """The whole configuration of a run: one frozen, typed object, from YAML and `--set key.sub=value`."""
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, ValidationInfo, field_validator
@@ -186,12 +187,25 @@ class LossConfig(Section):
 
 
 class EvaluateConfig(Section):
-    mode: Literal["center_crop", "whole"] = "center_crop"
-    """Short side to the crop and centre crop (the literature), or the whole image at its own label size."""
+    mode: Literal["center_crop", "whole", "sliding"] = "center_crop"
+    """What the model sees of an image whose short side is at the crop: its centre (the literature), all of it at once,
+    or all of it in windows of the crop's size; the last two count at the label's own size."""
+    stride: int | None = Field(None, ge=1)
+    """Pixels from one window to the next (`sliding`), no more than the crop; null is two thirds of the crop, as PSPNet
+    and its successors have it. Probabilities are averaged where windows overlap."""
+    flip: bool = False
+    """Test-time augmentation: average the probabilities with those of the mirrored image."""
+    scales: list[Annotated[float, Field(gt=0)]] = Field([1.0], min_length=1)
+    """Test-time augmentation: average the probabilities over the image at these scales, 1 being as `mode` has it."""
     future: Literal["ignore", "background"] = "ignore"
     """What pixels of classes not yet learned count as."""
     batch_size: int = Field(8, ge=1)
-    """Images a forward pass, a rank (`whole` takes them one by one)."""
+    """Images (`sliding`: windows) a forward pass, a rank; images of different sizes do not share one. The results
+    depend on it by rounding at most."""
+
+    def window_stride(self, crop_size: int) -> int:
+        """Return the pixels from one window of `crop_size` to the next."""
+        return self.stride or math.ceil(2 * crop_size / 3)
 
 
 class LoggingConfig(Section):
@@ -307,6 +321,11 @@ def _contradictions(config: Config) -> list[str]:
         )
     if train.nesterov and (train.optimizer != "sgd" or train.momentum == 0):
         problems.append("train.nesterov: needs train.optimizer sgd and a train.momentum above 0")
+    if config.evaluate.stride is not None and config.evaluate.stride > train.crop_size:
+        problems.append(
+            f"evaluate.stride: {config.evaluate.stride} exceeds train.crop_size {train.crop_size}, the side of a "
+            "window: pixels between windows would be left out; take at most the crop"
+        )
     if config.checkpoint == "best_holdout" and config.val_fraction == 0:
         problems.append("checkpoint: best_holdout needs held-out images: set val_fraction, such as 0.1")
     if config.class_order is not None and not isinstance(config.task, str):

@@ -3,13 +3,16 @@
 Class ids are contiguous in learning order with background at 0; all scores are fractions from 0 to 1.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
+
+CONVENTIONS = {"mib": (1, 1), "plop": (0, 0), "mbs": (0, 1)}
+"""How papers count background: the first class id of `all`, and that of old, new, base and incremental."""
 
 
 def iou_per_class(confusion: npt.NDArray[np.int64], background_evaluated: bool = True) -> FloatArray:
@@ -58,6 +61,21 @@ def forgetting_per_class(iou_history: Sequence[FloatArray]) -> FloatArray:
     return best - now
 
 
+def class_groups(convention: str, num_old: int, num_base: int, num_classes: int) -> dict[str, range]:
+    """The class ids of every group of mIoU, as a convention (a key of CONVENTIONS) counts them.
+
+    `num_old`, `num_base` and `num_classes` count background. At step 0, where old is empty, background is new.
+    """
+    first_of_all, first = CONVENTIONS[convention]
+    return {
+        "all": range(first_of_all, num_classes),
+        "old": range(first, num_old),
+        "new": range(max(first, num_old), num_classes),
+        "base": range(first, num_base),
+        "incremental": range(num_base, num_classes),
+    }
+
+
 def step_scores(
     iou_history: Sequence[FloatArray], num_old: int, num_new: int, num_base: int
 ) -> dict[str, Any]:
@@ -75,23 +93,15 @@ def step_scores(
             f"found {sizes}"
         )
     forgetting = forgetting_per_class(iou_history)
+    iou = iou_history[-1]
     return {
-        **_group_scores(iou_history[-1], num_old, num_base, first=0),
+        **_group_scores(iou, class_groups("plop", num_old, num_base, len(iou))),
         "forgetting": mean_iou(forgetting, range(1, num_old)),
-        "without_background": _group_scores(iou_history[-1], num_old, num_base, first=1),
+        "without_background": _group_scores(iou, class_groups("mib", num_old, num_base, len(iou))),
     }
 
 
-def _group_scores(iou: FloatArray, num_old: int, num_base: int, first: int) -> dict[str, float | None]:
-    """mIoU groups and hIoU over the class ids from `first` on."""
-    num_classes = len(iou)
-    base = mean_iou(iou, range(first, num_base))
-    incremental = mean_iou(iou, range(num_base, num_classes))
-    return {
-        "miou_all": mean_iou(iou, range(first, num_classes)),
-        "miou_old": mean_iou(iou, range(first, num_old)),
-        "miou_new": mean_iou(iou, range(max(first, num_old), num_classes)),
-        "miou_base": base,
-        "miou_incremental": incremental,
-        "hiou": harmonic_mean(base, incremental),
-    }
+def _group_scores(iou: FloatArray, groups: Mapping[str, range]) -> dict[str, float | None]:
+    """mIoU of every group, and hIoU."""
+    scores = {f"miou_{group}": mean_iou(iou, class_ids) for group, class_ids in groups.items()}
+    return {**scores, "hiou": harmonic_mean(scores["miou_base"], scores["miou_incremental"])}

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.files import write_atomic
-from utils.metrics import FloatArray, step_scores
+from utils.metrics import CONVENTIONS, FloatArray, class_groups, mean_iou, step_scores
 from utils.plots import draw_forgetting, draw_miou_over_steps, draw_per_class_iou, run_title
 
 # Score of the results → its heading in tables.
@@ -30,6 +30,7 @@ GROUPS = {
     "hiou": "hIoU",
 }
 SCORES = {**GROUPS, "forgetting": "forgetting"}
+_MIOU_GROUPS = ("all", "old", "new", "base", "incremental")
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "mmcv-lite", "torchmetrics", "pillow")
 
 
@@ -68,9 +69,28 @@ def make_step_entry(
             for name, value in zip(class_names_seen, iou, strict=True)
         },
         "without_background": without_background,
+        "groups": {
+            convention: _group_entries(
+                iou, class_names_seen, class_groups(convention, num_old, num_base, len(iou))
+            )
+            for convention in CONVENTIONS
+        },
         "num_train_images": num_train_images,
         "num_val_images": num_val_images,
         "seconds": round(float(seconds), 1),
+    }
+
+
+def _group_entries(
+    iou: FloatArray, class_names: Sequence[str], groups: Mapping[str, range]
+) -> dict[str, dict[str, Any]]:
+    """For every group the names of the classes that have an IoU, and their mean (None without any)."""
+    return {
+        group: {
+            "classes": [class_names[c] for c in class_ids if not np.isnan(iou[c])],
+            "miou": mean_iou(iou, class_ids),
+        }
+        for group, class_ids in groups.items()
     }
 
 
@@ -248,6 +268,14 @@ def _format_markdown(results: Mapping[str, Any]) -> str:
                 for step in steps
             ],
         ),
+        "## Groups as papers count them",
+        f"{' / '.join(CONVENTIONS)}: mib leaves background out, plop counts it as the first table does, "
+        "mbs counts it in all only.",
+        _markdown_table(
+            ["step", *_MIOU_GROUPS],
+            [[str(step["step"]), *(_by_convention(step, group) for group in _MIOU_GROUPS)] for step in steps],
+            num_left=1,
+        ),
         "## IoU of every class",
         "Empty: not learned yet. –: the class is absent from labels and predictions, or cannot occur in the labels.",
         _markdown_table(["class", *(f"step {step['step']}" for step in steps)], per_class, num_left=1),
@@ -277,6 +305,11 @@ def _score_row(step: Mapping[str, Any], scores: Iterable[str]) -> list[str]:
         _shorten(step["new_classes"]),
         *(_percent(step[score]) for score in scores),
     ]
+
+
+def _by_convention(step: Mapping[str, Any], group: str) -> str:
+    """A group's mIoU under every convention."""
+    return " / ".join(_percent(step["groups"][convention][group]["miou"]) for convention in CONVENTIONS)
 
 
 def _percent(fraction: float | None) -> str:

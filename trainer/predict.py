@@ -1,0 +1,124 @@
+"""What a model says of images: one forward pass, sliding windows, flipped and scaled views, at any size asked for.
+
+Scores (B,K,H,W) are log-probabilities up to a constant a pixel, as logits are: neither that constant nor bilinear
+interpolation of it changes which class is the most likely.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models import SegmentationModel
+from models.output import upsample
+from utils.config import Config
+
+
+def autocast(amp: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Mixed precision as the config asks for it."""
+    dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    return torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
+
+
+@torch.inference_mode()
+def predict(
+    model: SegmentationModel, images: Tensor, sizes: Sequence[torch.Size], config: Config
+) -> list[Tensor]:
+    """Return for every image the most likely class (H,W) int64 of each pixel, at its own size of `sizes`.
+
+    images: (B,3,h,w) of values 0..255; `config` says how they are looked at (`evaluate`) and in which precision.
+    """
+    scores = score_views(model, images, config)
+    # One by one: scores at the size of a large label take more memory than anything before.
+    return [_resize(scores[i : i + 1], size)[0].argmax(dim=0) for i, size in enumerate(sizes)]
+
+
+def score_views(model: SegmentationModel, images: Tensor, config: Config) -> Tensor:
+    """Return scores (B,K,h,w) of images (B,3,h,w): their mean probability over the scaled and flipped views."""
+    flips = (False, True) if config.evaluate.flip else (False,)
+    views = list(itertools.product(config.evaluate.scales, flips))
+    # One view at a time: what is averaged is as large as the logits of a forward pass.
+    scores = (_score_view(model, images, scale, flipped, config) for scale, flipped in views)
+    if len(views) == 1:
+        return next(scores)
+    return reduce(torch.logaddexp, (view.log_softmax(dim=1) for view in scores))
+
+
+def _score_view(
+    model: SegmentationModel, images: Tensor, scale: float, flipped: bool, config: Config
+) -> Tensor:
+    """Scores (B,K,h,w) of one view of the images, turned back."""
+    size = images.shape[2:]
+    if scale != 1:
+        scaled = [max(1, round(side * scale)) for side in size]
+        images = F.interpolate(images.float(), scaled, mode="bilinear", align_corners=False, antialias=True)
+    if flipped:
+        images = images.flip(3)
+    scores = (
+        score_windows(model, images, config)
+        if config.evaluate.mode == "sliding"
+        else _forward(model, images, config)
+    )
+    return _resize(scores.flip(3) if flipped else scores, size)
+
+
+def score_windows(model: SegmentationModel, images: Tensor, config: Config) -> Tensor:
+    """Return scores (B,K,h,w) of images (B,3,h,w): their mean probability over the windows that show a pixel.
+
+    Windows have the side `train.crop_size` and lie `evaluate.stride` apart, the last of a row or column at the
+    border; `evaluate.batch_size` of them share a forward pass. Images smaller than a window are padded at the right
+    and the bottom with the mean colour.
+    """
+    crop, (height, width) = config.train.crop_size, images.shape[2:]
+    images = _pad(images, max(crop, height), max(crop, width), model.pixel_mean)
+    starts = [window_starts(side, crop, config.evaluate.window_stride(crop)) for side in images.shape[2:]]
+    windows = itertools.product(range(len(images)), *starts)
+    total: Tensor | None = None
+    while places := list(itertools.islice(windows, config.evaluate.batch_size)):
+        batch = torch.stack([images[i, :, y : y + crop, x : x + crop] for i, y, x in places])
+        scores = _forward(model, batch, config).log_softmax(dim=1)
+        if total is None:
+            shape = (len(images), scores.shape[1], *images.shape[2:])
+            total = scores.new_full(shape, -torch.inf)
+        for (i, y, x), window in zip(places, scores, strict=True):
+            # The log of a sum of probabilities; how many they are is the same for all classes of a pixel.
+            covered = total[i, :, y : y + crop, x : x + crop]
+            torch.logaddexp(covered, window, out=covered)
+    assert total is not None
+    return total[:, :, :height, :width]
+
+
+def window_starts(side: int, crop: int, stride: int) -> list[int]:
+    """Return where windows of `crop` pixels start that cover `side` ≥ crop pixels, at most `stride` apart."""
+    return [*range(0, side - crop, stride), side - crop]
+
+
+def group_by_shape(images: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Yield the indices of the images of each shape."""
+    indices: dict[torch.Size, list[int]] = {}
+    for index, image in enumerate(images):
+        indices.setdefault(image.shape, []).append(index)
+    yield from indices.values()
+
+
+def _forward(model: SegmentationModel, images: Tensor, config: Config) -> Tensor:
+    with autocast(config.train.amp, images.device):
+        logits: Tensor = model(images).logits
+    return logits
+
+
+def _resize(scores: Tensor, size: torch.Size) -> Tensor:
+    return scores if scores.shape[2:] == size else upsample(scores, size)
+
+
+def _pad(images: Tensor, height: int, width: int, colour: Tensor) -> Tensor:
+    """Images (B,3,h,w) at the top left of (B,3,height,width) of `colour` (3,1,1)."""
+    if images.shape[2:] == (height, width):
+        return images
+    padded = colour.expand(len(images), -1, height, width).clone()
+    padded[:, :, : images.shape[2], : images.shape[3]] = images
+    return padded

@@ -40,15 +40,14 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
 def main() -> None:
     """Arguments → Config → plan → run; errors a user can mend end in one clear message and exit code 2."""
     parser, args = parse_arguments()
-    from datasets.files import DataError
-    from datasets.unreadable import TooManySkippedError
     from trainer.plan import check_config, describe, prepare
     from trainer.run import run
-    from trainer.step import NonFiniteLossError
     from utils.config import load_config
     from utils.distributed import find_worker, process_group
+    from utils.errors import RunError
+    from utils.signals import Interruption
 
-    plan = None
+    plan, interruption = None, Interruption()
     try:
         config = load_config(
             args.config,
@@ -56,21 +55,19 @@ def main() -> None:
             log=args.log,
             check=lambda config: check_config(config, find_worker(args.device)),
         )
-        with process_group(args.device) as worker:
+        with interruption.listen(), process_group(args.device, config.distributed.timeout) as worker:
             plan = prepare(config, worker)
             if not args.dry_run:
-                run(plan, worker)
+                run(plan, worker, interruption)
             elif worker.is_main:
                 print(describe(plan, worker))
-    except (ValueError, OSError, ImportError, NonFiniteLossError) as error:
-        # Before the plan stands these are what a user can mend; later only wrong data and a diverged loss are.
-        if args.debug or (plan is not None and not isinstance(error, DataError | NonFiniteLossError)):
+    except (RunError, ValueError, OSError, ImportError) as error:
+        # Before the plan stands these are what a user can mend; later only a RunError is.
+        if args.debug or (plan is not None and not isinstance(error, RunError)):
             raise
-        # All ranks of a machine raise alike and one of them says so; a wrong file is met by one rank alone.
-        is_alone = (
-            plan is not None and isinstance(error, DataError) and not isinstance(error, TooManySkippedError)
-        )
-        says_so = is_alone or os.environ.get("LOCAL_RANK", "0") == "0"
+        says_so = os.environ.get("LOCAL_RANK", "0") == "0"
+        if plan is not None and isinstance(error, RunError) and not error.met_by_all:
+            says_so = True
         parser.exit(2, f"error: {error}\n" if says_so else None)
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from datasets.tasks import IGNORE_INDEX
+from utils.errors import RunError
 
 UInt8Array = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -26,8 +27,10 @@ UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises over files that it cannot decode."""
 
 
-class DataError(ValueError):
+class DataError(RunError, ValueError):
     """A file of a data set is wrong: the message names it, what was found, what is allowed and what to do."""
+
+    met_by_all = False
 
 
 @dataclass(frozen=True)

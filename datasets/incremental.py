@@ -170,6 +170,8 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.rank_batch_size = batch_size // world_size
         self.accumulate = accumulate
+        self.num_skipped = 0
+        """Iterations at the start of the step that a resumed run has behind it."""
 
     @property
     def iterations_per_epoch(self) -> int:
@@ -182,11 +184,11 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         return self.num_epochs * self.iterations_per_epoch
 
     def __len__(self) -> int:
-        return self.num_iterations * self.accumulate
+        return (self.num_iterations - self.num_skipped) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         micro = self.rank_batch_size // self.accumulate
-        for epoch in range(self.num_epochs):
+        for epoch in range(self.num_skipped // self.iterations_per_epoch, self.num_epochs):
             generator = make_generator(self.seed, self.step, epoch)
             permutation = torch.randperm(self.num_images, generator=generator).tolist()
             order = [(epoch, index) for index in permutation]
@@ -195,7 +197,8 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
                 # An epoch that no other pass has: repeated images are augmented anew.
                 repetition += 1
                 order += [(epoch + repetition * self.num_epochs, index) for index in permutation]
-            for iteration in range(self.iterations_per_epoch):
+            first_iteration = max(0, self.num_skipped - epoch * self.iterations_per_epoch)
+            for iteration in range(first_iteration, self.iterations_per_epoch):
                 first = iteration * self.batch_size + self.rank * self.rank_batch_size
                 for start in range(first, first + self.rank_batch_size, micro):
                     yield order[start : start + micro]

@@ -13,6 +13,8 @@ MAX_NAMED = 10
 class TooManySkippedError(DataError):
     """More images cannot be read than data.max_skipped allows; raised in all ranks alike."""
 
+    met_by_all = True
+
 
 def explain(error: DataError | OSError) -> str:
     """One line that names the file, for what reading an image or a mask has raised."""
@@ -74,6 +76,14 @@ class Unreadable:
             raise DataError("\n".join([f"{self.where}: wrong files ({count}); {remedy}:", *lines]))
         remedy = "mend them, or raise data.max_skipped"
         raise TooManySkippedError("\n".join([f"{self.where}: {self._count()}; {remedy}:", *lines]))
+
+    def state_dict(self) -> list[str]:
+        """The problems so far."""
+        return list(self.problems)
+
+    def load_state_dict(self, state: list[str]) -> None:
+        """Take up where `state_dict` left off."""
+        self.problems = dict.fromkeys(state)
 
     def describe(self) -> str:
         """Count and names of the images that were left out."""

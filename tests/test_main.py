@@ -564,7 +564,11 @@ def test_rerun_of_a_finished_command_trains_nothing_whatever_workers_and_logging
     run, before = reruns["rerun"]
     assert run.process.returncode == 0, run.process.stderr
     after = list_change_times(run.folder)
-    assert {path.name for path in before if after[path] != before[path]} <= {"config.yaml", "log.txt"}
+    assert {path.name for path in before if after[path] != before[path]} <= {
+        "config.yaml",
+        "log.txt",
+        ".lock",
+    }
     assert after.keys() == before.keys()
     assert read_table(run) == read_table(place.runs["shapes"])
     assert "step 0:" not in run.process.stdout

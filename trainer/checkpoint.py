@@ -1,16 +1,24 @@
-"""A finished step on disk: the model's weights and what describes them."""
+"""A finished step on disk: the model's weights and what describes them; and what every saved file has."""
 
+import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models import SegmentationModel, build_model
 from utils.config import Config
+from utils.errors import RunError
 from utils.files import open_atomic
 
 KEYS = {"model", "num_classes", "class_names", "step", "config"}
 """What every checkpoint holds; the rest describes it."""
+
+
+class SaveError(RunError, OSError):
+    """A file could not be written; what was saved before is intact."""
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -19,9 +27,8 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 
 
 def save_checkpoint(path: Path, model: SegmentationModel, **description: Any) -> None:
-    """Write weights and description (plain values) in one move; raises OSError, an older file staying intact."""
-    with open_atomic(path) as file:
-        torch.save({"model": model.state_dict(), **description}, file)
+    """Write weights and description (plain values) in one move; raises SaveError, an older file staying intact."""
+    save(path, {"model": model.state_dict(), **description})
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -30,15 +37,80 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         raise FileNotFoundError(
             f"{path}: the checkpoint is missing; restore it, or delete the later ones and rerun"
         )
+    checkpoint = load_saved(path, device)
+    if not checkpoint.keys() >= KEYS:
+        raise ValueError(f"{path}: not a checkpoint of this code, which holds {', '.join(sorted(KEYS))}")
+    return checkpoint
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values with their digest, in one move; raises SaveError naming path and size."""
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        with open_atomic(path) as file:
+            torch.save({**state, "digest": digest(state)}, file)
+    except (OSError, RuntimeError) as error:  # torch's writer tells a full disk by a RuntimeError
+        size = sum(tensor.nbytes for tensor in _tensors(state))
+        raise SaveError(
+            f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}); it needs about {size:,} bytes, "
+            f"{_free_bytes(path)}. What was saved before is intact: make room or give write access, and rerun"
+        ) from error
+
+
+def load_saved(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read what `save` has written and check its digest; raises ValueError naming a damaged or foreign file."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a foreign or damaged pickle raises whatever its bytes happen to mean
         raise ValueError(
             f"{path}: not a readable checkpoint ({type(error).__name__}: {error}); delete it and rerun its step"
         ) from error
-    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= KEYS:
-        raise ValueError(f"{path}: not a checkpoint of this code, which holds {', '.join(sorted(KEYS))}")
-    return checkpoint
+    if not isinstance(state, dict) or "digest" not in state:
+        raise ValueError(f"{path}: not a checkpoint of this code, which holds a digest")
+    expected = state.pop("digest")
+    if digest(state) != expected:
+        raise ValueError(
+            f"{path}: damaged, its contents are not those that were saved; delete it and rerun its step"
+        )
+    return state
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of tensors and plain values, nested in dicts, lists and tuples; what the zip of
+    `torch.save` holds is not checked when it is read."""
+    sha = hashlib.sha256()
+
+    def feed(value: Any) -> None:
+        if isinstance(value, Tensor):
+            sha.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            # Bytes, as numpy has no bfloat16.
+            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(value, dict):
+            sha.update(f"dict{len(value)}".encode())
+            for key, item in value.items():
+                feed(key)
+                feed(item)
+        elif isinstance(value, list | tuple):
+            sha.update(f"list{len(value)}".encode())
+            for item in value:
+                feed(item)
+        else:
+            sha.update(f"{type(value).__name__}{value!r}".encode())
+
+    feed(value)
+    return sha.hexdigest()
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in items for tensor in _tensors(item)]
+
+
+def _free_bytes(path: Path) -> str:
+    """What is free where a file should lie, in words."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    return f"{shutil.disk_usage(folder).free:,} are free"
 
 
 def new_model(config: Config, num_classes: list[int], pretrained: bool | str = False) -> SegmentationModel:

@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,39 @@ from models.backbone import synchronise_batch_norm
 from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model, save_checkpoint
 from trainer.evaluate import draw_panel
 from trainer.plan import Plan, synchronises_batch_norm
+from trainer.progress import clear_progress
 from trainer.score import best_weights, score_on_holdout, validate, validation_dataset
 from trainer.step import build_objective, train_step
 from utils.config import TrainConfig
 from utils.distributed import Worker, seed_everything
 from utils.files import write_atomic
+from utils.lock import lock
 from utils.logging import RunLog
 from utils.report import build_results, format_table, make_step_entry, save_confusion, write_results
+from utils.signals import Interruption
 
 
-def run(plan: Plan, worker: Worker) -> None:
-    """Train and evaluate every step that has not been finished yet, and write the results after each."""
+def run(plan: Plan, worker: Worker, interruption: Interruption | None = None) -> None:
+    """Train and evaluate every step that has not been finished yet, and write the results after each.
+
+    interruption: whether this process is asked to end; a step then saves where it is.
+    Raises RunLockedError where the run lives already.
+    """
+    with ExitStack() as held:
+        worker.main_only(lambda: held.enter_context(lock(plan.config.run_dir)))
+        log = RunLog(plan.config.run_dir, worker.is_main)
+        held.callback(log.close)
+        try:
+            run_steps(plan, worker, log, interruption or Interruption())
+        except Exception:
+            log.write(traceback.format_exc())
+            raise
+
+
+def run_steps(plan: Plan, worker: Worker, log: RunLog, interruption: Interruption) -> None:
+    """`run`, once the run is this process's."""
     config, run_dir = plan.config, plan.config.run_dir
     entries = list(plan.finished)
-    log = RunLog(run_dir, worker.is_main)
     if worker.is_main:
         write_atomic(run_dir / "config.yaml", config.to_yaml())
     log.info(
@@ -42,23 +62,24 @@ def run(plan: Plan, worker: Worker) -> None:
     for message in plan.left_out:
         log.info(message)
     first_iteration = 0
-    try:
-        for step in plan.task.steps:
-            if step.index >= len(entries):
-                learn(plan, step, first_iteration, worker, log)
-                entries.append(assess(plan, step, entries, first_iteration, worker, log))
-                if worker.is_main:
-                    write_results(run_dir, summarise(plan, entries, worker))
-            first_iteration += plan.num_iterations(step, worker)
-        log.info(format_table(summarise(plan, entries, worker)))
-    except Exception:
-        log.write(traceback.format_exc())
-        raise
-    finally:
-        log.close()
+    for step in plan.task.steps:
+        if step.index >= len(entries):
+            learn(plan, step, first_iteration, worker, log, interruption)
+            entries.append(assess(plan, step, entries, first_iteration, worker, log))
+            if worker.is_main:
+                write_results(run_dir, summarise(plan, entries, worker))
+        first_iteration += plan.num_iterations(step, worker)
+    log.info(format_table(summarise(plan, entries, worker)))
 
 
-def learn(plan: Plan, step: Step, first_iteration: int, worker: Worker, log: RunLog) -> None:
+def learn(
+    plan: Plan,
+    step: Step,
+    first_iteration: int,
+    worker: Worker,
+    log: RunLog,
+    interruption: Interruption,
+) -> None:
     """Train one step, from the checkpoint of the step before to the checkpoint of this one."""
     config, run_dir = plan.config, plan.config.run_dir
     path = checkpoint_path(run_dir, step.index)
@@ -69,7 +90,6 @@ def learn(plan: Plan, step: Step, first_iteration: int, worker: Worker, log: Run
         return
     image_ids = plan.image_ids[step.index]
     log.info(f"step {step.index}: {', '.join(plan.task.new_class_names(step))}; {len(image_ids)} images")
-    log.start_step(step.index, first_iteration)
     if worker.is_main:
         for folder, ids in (("train_images", image_ids), ("holdout_images", plan.holdout_ids[step.index])):
             if ids:
@@ -87,33 +107,29 @@ def learn(plan: Plan, step: Step, first_iteration: int, worker: Worker, log: Run
         step.index,
     )
     best = best_weights(plan, step, worker)
-    seconds = train_step(
-        model,
-        old_model,
-        objective,
-        dataset,
-        plan.sampler(step, worker),
-        step,
-        config,
-        worker,
-        log,
-        first_iteration,
-        best,
-    )
-    if worker.is_main:
+    with interruption.deferred():
+        seconds = train_step(
+            model,
+            old_model,
+            objective,
+            dataset,
+            plan.sampler(step, worker),
+            step,
+            config,
+            worker,
+            log,
+            first_iteration,
+            best,
+            interruption,
+        )
         chosen: dict[str, Any] = {"by": config.checkpoint}
         if best is not None:
             model.load_state_dict(best.state)
             chosen |= {"epoch": best.epoch, "score": best.best}
-        save_checkpoint(
-            path,
-            model,
-            **describe_checkpoint(plan, step, model),
-            chosen=chosen,
-            num_train_images=len(image_ids),
-            seconds=seconds,
-        )
-    worker.barrier()
+        description = describe_checkpoint(plan, step, model)
+        description |= {"chosen": chosen, "num_train_images": len(image_ids), "seconds": seconds}
+        worker.main_only(lambda: save_checkpoint(path, model, **description))
+        worker.main_only(lambda: clear_progress(run_dir, step.index))
 
 
 def take_over(plan: Plan, path: Path, log: RunLog) -> None:

@@ -85,6 +85,14 @@ class BestWeights:
             self.state = {name: x.detach().to("cpu", copy=True) for name, x in model.state_dict().items()}
         return score
 
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far, as plain values and tensors."""
+        return {"best": self.best, "epoch": self.epoch, "state": self.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where `state_dict` left off."""
+        self.best, self.epoch, self.state = state["best"], state["epoch"], state["state"]
+
 
 def best_weights(plan: Plan, step: Step, worker: Worker) -> BestWeights | None:
     """Return what chooses among the epochs of a step; None where the last one counts."""

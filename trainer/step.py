@@ -19,13 +19,16 @@ from losses.pseudo_label import SelectivePseudoLabel
 from models import SegmentationModel
 from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
 from trainer.predict import autocast
+from trainer.progress import MidStepSaves, Stateful
 from trainer.score import BestWeights
 from utils.config import Config, TrainConfig
 from utils.distributed import Worker
+from utils.errors import RunError
 from utils.logging import RunLog
+from utils.signals import Interruption, leave_signals_to_parent
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(RunError, RuntimeError):
     """A term of the loss is infinite or not a number: the weights from there on are worth nothing."""
 
 
@@ -59,15 +62,19 @@ def train_step(
     config: Config,
     worker: Worker,
     log: RunLog,
-    first_iteration: int = 0,
-    best: BestWeights | None = None,
+    first_iteration: int,
+    best: BestWeights | None,
+    interruption: Interruption,
 ) -> float:
     """Train `model` in place on the step's images and return the seconds it took.
 
     old_model: the frozen model of the step before, None where no term of the objective looks at it.
     first_iteration: the run's iterations before this step, for the curves. best: looks at the model after every
-    epoch and keeps the weights that score best; its time does not count.
-    Raises NonFiniteLossError naming iteration and term, DataError naming images that cannot be read.
+    epoch and keeps the weights that score best; its time does not count. interruption: asked after every iteration
+    whether to save and end.
+    A step that was saved on its way goes on from there, and ends as if it had not stopped.
+    Raises NonFiniteLossError naming iteration and term, DataError naming images that cannot be read,
+    SaveError, SystemExit after an interruption.
     """
     train = config.train
     prepare_for_training(model, step, train)
@@ -84,13 +91,28 @@ def train_step(
         batch_sampler=sampler,
         num_workers=config.data.num_workers,
         pin_memory=worker.device.type == "cuda",
+        worker_init_fn=leave_signals_to_parent,
     )
     data = config.data
     unreadable = Unreadable(data.on_error, data.max_skipped, len(dataset), f"training of step {step.index}")
     history = History(step.index, first_iteration, config, worker, log)
-    with log.progress(f"step {step.index}", sampler.num_iterations) as bar:
-        for iteration, micro_batches in enumerate(group(unreadable.watch(loader), train.accumulate)):
-            batches = [move(batch, worker.device, train.channels_last) for batch in micro_batches]
+    parts: dict[str, Stateful] = {
+        "model": model,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "scaler": scaler,
+    }
+    parts |= {"history": history, "unreadable": unreadable}
+    if best is not None:
+        parts["best"] = best
+    saves = MidStepSaves(config, step, parts, worker, log)
+    num_done = sampler.num_skipped = saves.find()
+    log.start_step(step.index, first_iteration + num_done)
+    micro_batches = group(unreadable.watch(iter(loader)), train.accumulate)
+    saves.restore()  # after the loader, which draws a number
+    with log.progress(f"step {step.index}", sampler.num_iterations, num_done) as bar:
+        for iteration in range(num_done, sampler.num_iterations):
+            batches = [move(batch, worker.device, train.channels_last) for batch in next(micro_batches)]
             terms = backward(parallel_model, old_model, objective, batches, scaler, config, worker)
             if train.clip_grad_norm is not None:
                 scaler.unscale_(optimizer)
@@ -111,6 +133,7 @@ def train_step(
                 log.metrics(step.index, first_iteration + iteration, {"score": score}, epoch=epoch)
                 prepare_for_training(model, step, train)
                 history.pause(time.monotonic() - look_since)
+            saves.after_iteration(iteration + 1, interruption)
     check_weights(model, step)
     if unreadable.problems:
         log.info(unreadable.describe())
@@ -220,6 +243,24 @@ class History:
         self.names: list[str] = []
         self.values: list[Tensor] = []
         self.started = self.since = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Terms since the last entry, of all ranks together, and the time spent; every rank calls it."""
+        now = time.monotonic()
+        return {
+            "names": self.names,
+            "values": list(self.worker.sum(torch.stack(self.values)).cpu()) if self.values else [],
+            "seconds": now - self.started,
+            "seconds_since_entry": now - self.since,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where `state_dict` left off; the terms are the main process's now."""
+        now = time.monotonic()
+        self.names = state["names"]
+        device, share = self.worker.device, 1 if self.worker.is_main else 0
+        self.values = [share * values.to(device) for values in state["values"]]
+        self.started, self.since = now - state["seconds"], now - state["seconds_since_entry"]
 
     def pause(self, seconds: float) -> None:
         """Leave out time in which the step did not train."""

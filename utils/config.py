@@ -25,7 +25,16 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """What a method sets; a field that the file or `--set` names wins over it."""
 
-MAY_DIFFER = ("log", "output_dir", "data.num_workers", "data.on_error", "data.max_skipped", "logging")
+MAY_DIFFER = (
+    "log",
+    "output_dir",
+    "data.num_workers",
+    "data.on_error",
+    "data.max_skipped",
+    "save_every",
+    "distributed",
+    "logging",
+)
 """Fields (or sections) that cannot change a result: a run may be continued with other values. What becomes of files
 that cannot be read is among them, so that a run which met one can go on."""
 
@@ -208,6 +217,11 @@ class EvaluateConfig(Section):
         return self.stride or math.ceil(2 * crop_size / 3)
 
 
+class DistributedConfig(Section):
+    timeout: float = Field(1800.0, gt=0)
+    """Seconds that ranks wait for one that has died or hangs before the run ends."""
+
+
 class LoggingConfig(Section):
     every: int = Field(10, ge=1)
     """Iterations between two entries of metrics.jsonl and TensorBoard."""
@@ -247,8 +261,20 @@ class Config(Section):
     """The parts of the method."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """The protocol of validation."""
+    save_every: int | str = "10m"
+    """How often a step is saved on its way: iterations (500) or minutes ('10m')."""
+    distributed: DistributedConfig = DistributedConfig()
+    """What ranks do together."""
     logging: LoggingConfig = LoggingConfig()
     """What is written while a run trains."""
+
+    @field_validator("save_every")
+    @classmethod
+    def _save_every_is_a_length(cls, value: int | str) -> int | str:
+        is_length = value >= 1 if isinstance(value, int) else re.fullmatch(r"\d+(\.\d+)?m", value) is not None
+        if not is_length:
+            raise ValueError("expected a number of iterations, such as 500, or of minutes, such as 10m")
+        return value
 
     @field_validator("task", mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils.errors import RunError
+
 T = TypeVar("T")
 
-TIMEOUT = timedelta(hours=2)
-"""How long ranks wait for one another: the main one may have to read every mask of a data set first."""
+_ANSWER_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,18 @@ class Worker:
             x = x.clone()
             dist.all_reduce(x)
         return x
+
+    def largest(self, *values: int) -> list[int]:
+        """Return the largest of every rank's first value, second value, ...
+
+        They travel between CPUs (gloo): a GPU goes on computing meanwhile.
+        """
+        if self.world_size == 1:
+            return list(values)
+        x = torch.tensor(values)
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+        largest: list[int] = x.tolist()
+        return largest
 
     def gather(self, x: T) -> list[T]:
         """Return x of every rank, a picklable object."""
@@ -90,9 +104,18 @@ def find_worker(device: str) -> Worker:
     return Worker(target, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
+class RankLostError(RunError, RuntimeError):
+    """A rank has died or hangs: the others cannot go on."""
+
+    met_by_all = False
+
+
 @contextmanager
-def process_group(device: str) -> Iterator[Worker]:
-    """Join the process group that the environment describes (`find_worker`); alone without one."""
+def process_group(device: str, timeout: float = 1800) -> Iterator[Worker]:
+    """Join the process group that the environment describes (`find_worker`); alone without one.
+
+    timeout: seconds that ranks wait for one another. Raises RankLostError naming those that did not come.
+    """
     worker = find_worker(device)
     use_gpu = worker.device.type == "cuda"
     if use_gpu:
@@ -100,12 +123,42 @@ def process_group(device: str) -> Iterator[Worker]:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield worker
         return
-    backend = "nccl" if use_gpu else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT, device_id=worker.device if use_gpu else None)
+    # Tensors on the CPU travel through gloo in any case.
+    backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
+    patience = timedelta(seconds=timeout)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
+    # A launcher that restarts the ranks may keep the store, with the addresses of those that died.
+    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=patience,
+        device_id=worker.device if use_gpu else None,
+    )
     try:
         yield worker
-    finally:
-        dist.destroy_process_group()
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise RankLostError(_name_lost_ranks(store, worker, timeout)) from error
+        raise
+    dist.destroy_process_group()
+
+
+def _name_lost_ranks(store: dist.Store, worker: Worker, timeout: float) -> str:
+    """Say which ranks do not answer any more: those that do leave a word in the store that all of them share."""
+    try:
+        store.set(f"alive/{worker.rank}", "")
+        # The others come here within the time that their connections take to break.
+        time.sleep(_ANSWER_SECONDS)
+        lost = [str(rank) for rank in range(worker.world_size) if not store.check([f"alive/{rank}"])]
+    except RuntimeError:  # the store itself is gone, which without a launcher rank 0 keeps
+        lost = ["0"]
+    return (
+        f"rank {', '.join(lost) or 'unknown'} of {worker.world_size} has died or has not answered for {timeout:.0f} s "
+        "(distributed.timeout); the run ends and the same command continues it from its last save"
+    )
 
 
 def seed_everything(*key: int) -> None:

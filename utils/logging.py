@@ -52,9 +52,11 @@ class RunLog:
                 handler.handle(self._logger.makeRecord("run", logging.ERROR, "", 0, message, (), None))
 
     def start_step(self, step: int, iteration: int) -> None:
-        """Forget what an interrupted attempt at this step (from this iteration of the run on) had written."""
+        """Forget what an interrupted attempt at this step had written from this iteration of the run on."""
         if self.is_main:
-            self._keep(lambda line: line["step"] < step)
+            self._keep(
+                lambda line: line["step"] < step or (line["step"] == step and line["iteration"] < iteration)
+            )
             self._open_writer(purge_step=iteration)
 
     def start_evaluation(self, step: int) -> None:
@@ -80,9 +82,21 @@ class RunLog:
         if self._writer is not None:
             self._writer.add_image(name, image, iteration, dataformats="HWC")
 
-    def progress(self, description: str, total: int) -> "tqdm[Any]":
-        """Return the progress bar of a step."""
-        return tqdm(total=total, desc=description, unit="it", disable=not self.is_main, dynamic_ncols=True)
+    def flush(self) -> None:
+        """Bring to disk what TensorBoard still holds back."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def progress(self, description: str, total: int, initial: int = 0) -> "tqdm[Any]":
+        """Return the progress bar of a step, `initial` of its `total` iterations done."""
+        return tqdm(
+            total=total,
+            initial=initial,
+            desc=description,
+            unit="it",
+            disable=not self.is_main,
+            dynamic_ncols=True,
+        )
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         if self._metrics_path.exists():

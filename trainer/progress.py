@@ -1,0 +1,170 @@
+"""Where a step stands, saved while it trains: a run killed at any moment ends as if it had not been."""
+
+import random
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from datasets.tasks import Step
+from trainer.checkpoint import load_saved, save
+from utils.config import Config
+from utils.distributed import Worker
+from utils.logging import RunLog
+from utils.signals import Interruption, name_of
+
+KEPT = 2
+"""Mid-step saves that stay: the last, and the one before it in case that is damaged."""
+
+
+class Stateful(Protocol):
+    """What changes while a step trains."""
+
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+def capture(parts: Mapping[str, Stateful], num_done: int, worker: Worker) -> dict[str, Any]:
+    """Return the state of a step after `num_done` of its iterations, the same in all ranks; all of them call it."""
+    return {
+        "num_done": num_done,
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "random": worker.gather(random_state(worker)),
+    }
+
+
+def restore(parts: Mapping[str, Stateful], state: dict[str, Any], worker: Worker) -> None:
+    """Put every part where `capture` found it."""
+    for name, part in parts.items():
+        part.load_state_dict(state["parts"][name])
+    # With another number of ranks than before a run goes on, if not bit for bit.
+    set_random_state(state["random"][min(worker.rank, len(state["random"]) - 1)], worker)
+
+
+def progress_paths(run_dir: Path, step: int) -> list[Path]:
+    """Return the mid-step saves of a step, the newest first."""
+    return sorted((run_dir / "checkpoints").glob(f"step_{step}.iteration_*.pth"), reverse=True)
+
+
+def save_progress(run_dir: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write what `capture` returns and drop all mid-step saves of the step but the last two.
+
+    Raises SaveError, the older ones staying as they were.
+    """
+    path = run_dir / "checkpoints" / f"step_{step}.iteration_{state['num_done']:09d}.pth"
+    save(path, state)
+    for old in progress_paths(run_dir, step)[KEPT:]:
+        old.unlink()
+    return path
+
+
+def load_progress(run_dir: Path, step: int, log: RunLog) -> dict[str, Any] | None:
+    """Return the newest mid-step save of a step that is whole, None where there is none.
+
+    Raises ValueError where there are some and all are damaged.
+    """
+    paths = progress_paths(run_dir, step)
+    for path in paths:
+        try:
+            return load_saved(path)
+        except ValueError as error:
+            log.info(f"warning: {error}")
+    if paths:
+        raise ValueError(
+            f"{paths[0].parent}: all mid-step saves of step {step} are damaged ({', '.join(p.name for p in paths)}); "
+            "delete them to start the step anew"
+        )
+    return None
+
+
+def clear_progress(run_dir: Path, step: int) -> None:
+    """Remove the mid-step saves of a step that has ended."""
+    for path in progress_paths(run_dir, step):
+        path.unlink()
+
+
+class MidStepSaves:
+    """Saves a step on its way every `save_every` iterations or minutes and where it is interrupted.
+
+    parts: by name, all that changes while the step trains.
+    """
+
+    def __init__(
+        self, config: Config, step: Step, parts: Mapping[str, Stateful], worker: Worker, log: RunLog
+    ) -> None:
+        every = config.save_every
+        self.iterations = every if isinstance(every, int) else 0
+        self.seconds = 60 * float(every.removesuffix("m")) if isinstance(every, str) else 0.0
+        self.run_dir = config.run_dir
+        self.step = step
+        self.parts = parts
+        self.worker = worker
+        self.log = log
+        self.since = time.monotonic()
+        self.found: dict[str, Any] | None = None
+
+    def find(self) -> int:
+        """Read the newest save that is whole, and return how many iterations it has behind it; 0 without one."""
+        self.found = load_progress(self.run_dir, self.step.index, self.log)
+        if self.found is None:
+            return 0
+        num_done: int = self.found["num_done"]
+        self.log.info(f"step {self.step.index}: goes on after {num_done} iterations")
+        return num_done
+
+    def restore(self) -> None:
+        """Put all parts where the save that was found has them."""
+        if self.found is not None:
+            restore(self.parts, self.found, self.worker)
+            self.found = None
+
+    def after_iteration(self, num_done: int, interruption: Interruption) -> None:
+        """Save if it is time; after an interruption of any rank save in all of them and raise SystemExit."""
+        # The clocks of the ranks differ: the main one's counts.
+        is_due, received = self.worker.largest(
+            int(self.worker.is_main and self._is_due(num_done)), interruption.received
+        )
+        if is_due or received:
+            state = capture(self.parts, num_done, self.worker)
+            self.worker.main_only(lambda: save_progress(self.run_dir, self.step.index, state))
+            self.log.flush()
+        if received:
+            self.log.info(
+                f"{name_of(received)}: step {self.step.index} was saved after {num_done} iterations; "
+                "the same command continues it"
+            )
+            raise SystemExit(128 + received)
+
+    def _is_due(self, num_done: int) -> bool:
+        if self.iterations:
+            return num_done % self.iterations == 0
+        if self.seconds and time.monotonic() - self.since >= self.seconds:
+            self.since = time.monotonic()
+            return True
+        return False
+
+
+def random_state(worker: Worker) -> dict[str, Any]:
+    """Return the state of every global random number generator of this process, as plain values and tensors."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+    }
+    if worker.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(worker.device)
+    return state
+
+
+def set_random_state(state: dict[str, Any], worker: Worker) -> None:
+    """Put the generators where `random_state` found them."""
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    if worker.device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], worker.device)

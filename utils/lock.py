@@ -1,0 +1,60 @@
+"""One run in a folder at a time."""
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from utils.errors import RunError
+
+
+class RunLockedError(RunError, ValueError):
+    """Another process runs in the folder."""
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold `folder`/.lock, which names host and process, until the block ends.
+
+    A lock whose process has died on this machine is stale and taken over: the kernel gives up what it held. One that
+    another machine has left cannot be told from a living one. A free lock is empty.
+    Raises RunLockedError naming the holder while it lives.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            # Not flock: data workers would inherit it, and they outlive a killed process by seconds.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = True
+        except OSError:  # EACCES or EAGAIN, by system
+            is_free = False
+        file.seek(0)
+        holder = _parse(file.read())
+        host = platform.node()
+        if not is_free or holder.get("host", host) != host:
+            raise RunLockedError(
+                f"{folder}: a run of this name is under way (process {holder.get('pid', 'unknown')} on "
+                f"{holder.get('host', 'this machine')} since {holder.get('since', 'a moment ago')}); wait for it or "
+                f"choose another --log. If that process is gone for certain, delete {path}"
+            )
+        file.truncate(0)
+        json.dump({"host": host, "pid": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}, file)
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _parse(text: str) -> dict[str, str]:
+    """The holder that a lock names; empty where its process was killed before it wrote."""
+    try:
+        holder: dict[str, str] = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return holder

@@ -23,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import trainer.step
 from datasets.incremental import TrainSampler
+from datasets.tasks import Step
 from tests.cli import (
     ROOT,
     find_free_port,
@@ -33,12 +34,13 @@ from tests.cli import (
     start_main,
     write_tiny_config,
 )
-from trainer.checkpoint import SaveError, checkpoint_path, digest, load_checkpoint, load_saved, save
+from trainer.checkpoint import checkpoint_path, digest, load_checkpoint, load_saved, save
 from trainer.plan import prepare
-from trainer.progress import load_progress, progress_paths, random_state, set_random_state
+from trainer.progress import MidStepSaves, load_progress, progress_paths, random_state, set_random_state
 from trainer.run import run
 from utils.config import Config, load_config
 from utils.distributed import Worker
+from utils.files import SaveError, write_atomic
 from utils.lock import RunLockedError, lock
 from utils.logging import RunLog
 from utils.signals import Interruption
@@ -442,12 +444,62 @@ def test_a_disk_that_fills_up_while_a_step_trains_ends_the_run_in_one_sentence(
     train(config)
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    config = tiny(tmp_path, "run")
+    with pytest.raises(
+        SaveError, match=r"runs/run/\.lock: cannot be written \((Not a directory|File exists)\)"
+    ):
+        train(config)
+
+
+def test_results_that_cannot_be_written_leave_the_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.json"
+    write_atomic(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        SaveError, match=r"results\.json: cannot be written \(No space left on device\).* 3 bytes"
+    ):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+
+
+# When saves are due
+
+
+@pytest.mark.parametrize(("every", "due"), [(3, [3, 6]), ("0.5m", [2, 5])])
+def test_saves_are_due_every_so_many_iterations_or_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int | str, due: list[int]
+) -> None:
+    seconds = iter([0.0, 10.0, 31.0, 31.0, 40.0, 60.0, 62.0, 62.0, 63.0])  # read again after each save
+    monkeypatch.setattr("time.monotonic", lambda: next(seconds))
+    config = tiny(tmp_path, "run", f"save_every={every}")
+    saves = MidStepSaves(config, Step(0, 0, 3), {}, WORKER, RunLog(tmp_path, is_main=False))
+    for num_done in range(1, 7):
+        saves.after_iteration(num_done, Interruption())
+        found = [path.name for path in progress_paths(config.run_dir, 0)]
+        assert found == [f"step_0.iteration_{i:09d}.pth" for i in reversed(due) if i <= num_done]
+
+
+@pytest.mark.parametrize("every", ["0", "-3", "10h", "m", "true", "2.5"])
+def test_a_length_that_is_none_is_refused(tmp_path: Path, every: str) -> None:
+    with pytest.raises(ValueError, match=r"save_every"):
+        tiny(tmp_path, "run", f"save_every={every}")
+
+
 # Two runs of one name
 
 
 HOLD = """
 import sys
 from pathlib import Path
+from utils.files import SaveError, write_atomic
 from utils.lock import lock
 with lock(Path(sys.argv[1])):
     print("held", flush=True)

@@ -1,7 +1,6 @@
 """A finished step on disk: the model's weights and what describes them; and what every saved file has."""
 
 import hashlib
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,10 @@ from torch import Tensor
 
 from models import SegmentationModel, build_model
 from utils.config import Config
-from utils.errors import RunError
-from utils.files import open_atomic
+from utils.files import open_atomic, writing
 
 KEYS = {"model", "num_classes", "class_names", "step", "config"}
 """What every checkpoint holds; the rest describes it."""
-
-
-class SaveError(RunError, OSError):
-    """A file could not be written; what was saved before is intact."""
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -45,15 +39,13 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values with their digest, in one move; raises SaveError naming path and size."""
-    try:
-        with open_atomic(path) as file:
-            torch.save({**state, "digest": digest(state)}, file)
-    except (OSError, RuntimeError) as error:  # torch's writer tells a full disk by a RuntimeError
-        size = sum(tensor.nbytes for tensor in _tensors(state))
-        raise SaveError(
-            f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}); it needs about {size:,} bytes, "
-            f"{_free_bytes(path)}. What was saved before is intact: make room or give write access, and rerun"
-        ) from error
+    content = {**state, "digest": digest(state)}
+    num_bytes = sum(tensor.nbytes for tensor in _tensors(state))
+    with writing(path, num_bytes), open_atomic(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # how torch's writer tells a full disk
+            raise OSError(str(error)) from error
 
 
 def load_saved(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -105,12 +97,6 @@ def _tensors(value: Any) -> list[Tensor]:
         return [value]
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return [tensor for item in items for tensor in _tensors(item)]
-
-
-def _free_bytes(path: Path) -> str:
-    """What is free where a file should lie, in words."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    return f"{shutil.disk_usage(folder).free:,} are free"
 
 
 def new_model(config: Config, num_classes: list[int], pretrained: bool | str = False) -> SegmentationModel:

@@ -1,11 +1,30 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and what is said where they cannot be written."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from utils.errors import RunError
+
+
+class SaveError(RunError, OSError):
+    """A file cannot be written; what was saved before is intact."""
+
+
+@contextmanager
+def writing(path: Path, num_bytes: int) -> Iterator[None]:
+    """Raise SaveError naming path and size where the block cannot write `num_bytes` bytes, or so, to `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(
+            f"{path}: cannot be written ({error.strerror or error}); it needs about {num_bytes:,} bytes, "
+            f"{_free_bytes(path)}. What was saved before is intact: make room or give write access, and rerun"
+        ) from error
 
 
 @contextmanager
@@ -30,6 +49,13 @@ def open_atomic(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Replace `path` by `data` (text as UTF-8), as `open_atomic` does."""
-    with open_atomic(path) as file:
-        file.write(data.encode("utf-8") if isinstance(data, str) else data)
+    """Replace `path` by `data` (text as UTF-8), as `open_atomic` does; raises SaveError."""
+    content = data.encode("utf-8") if isinstance(data, str) else data
+    with writing(path, len(content)), open_atomic(path) as file:
+        file.write(content)
+
+
+def _free_bytes(path: Path) -> str:
+    """What is free where a file should lie, in words."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    return f"{shutil.disk_usage(folder).free:,} are free"

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from utils.errors import RunError
+from utils.files import writing
 
 
 class RunLockedError(RunError, ValueError):
@@ -22,11 +23,13 @@ def lock(folder: Path) -> Iterator[None]:
 
     A lock whose process has died on this machine is stale and taken over: the kernel gives up what it held. One that
     another machine has left cannot be told from a living one. A free lock is empty.
-    Raises RunLockedError naming the holder while it lives.
+    Raises RunLockedError naming the holder while it lives, SaveError where the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    with path.open("a+", encoding="utf-8") as file:
+    with writing(path, 100):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    with file:
         try:
             # Not flock: data workers would inherit it, and they outlive a killed process by seconds.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

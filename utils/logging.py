@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from utils.files import write_atomic
+from utils.files import write_atomic, writing
 
 
 class _TqdmHandler(logging.Handler):
@@ -71,8 +71,9 @@ class RunLog:
         if not self.is_main:
             return
         line = {"step": step, "iteration": iteration, **more, **values}
-        with self._metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        text = json.dumps(line) + "\n"
+        with writing(self._metrics_path, len(text)), self._metrics_path.open("a", encoding="utf-8") as file:
+            file.write(text)
         for name, value in values.items():
             if value is not None and self._writer is not None:
                 self._writer.add_scalar(name, value, iteration)

@@ -45,6 +45,7 @@ class Interruption:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._deferring:
+            os.write(2, f"\n{name_of(number)}: ended; the same command goes on from here\n".encode())
             raise SystemExit(128 + number)
         if not self.received:
             self.received, self._since = number, time.monotonic()

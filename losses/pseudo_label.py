@@ -21,10 +21,10 @@ def select_pseudo_labels(labels: Tensor, old_logits: Tensor, threshold: float, i
     num_old = logits.shape[1]
     # Decreasing, so that the largest of equals is the first class; exact in floating point.
     rank = torch.arange(num_old, 0, -1, device=logits.device, dtype=torch.float32)[:, None]
-    for pixels in pixel_chunks(logits):
+    for pixels, (odds,) in pixel_chunks(logits, 1):
         # The old model's probabilities, but for their common divisor.
-        peak = logits[..., pixels].amax(dim=1, keepdim=True)
-        odds = at_least_float32(logits[..., pixels]).sub(peak).exp_()
+        peak = at_least_float32(logits[..., pixels].amax(dim=1, keepdim=True))
+        torch.sub(logits[..., pixels], peak, out=odds).exp_()
         background, foreground = odds[:, 0].clone(), odds[:, 1:].sum(dim=1)
         is_sure = 1 / (background + foreground) >= threshold
         # The likeliest class has odds of exactly 1. PyTorch's own argmax takes several times as long on a CPU.

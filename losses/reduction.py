@@ -16,11 +16,19 @@ def mean_or_zero(total: Tensor, count: Tensor | int) -> Tensor:
     return total / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
 
 
-def pixel_chunks(logits: Tensor) -> Iterator[slice]:
-    """Yield slices of the last axis of (B,K,P) in which working memory stays small: in a CPU's cache, and on a GPU
-    large enough to keep it busy."""
+def pixel_chunks(logits: Tensor, num_buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Cut the pixels of (B,K,P) logits into slices, each with working memory (B,K,n), float32 at least.
+
+    A slice is so short that work on it stays in a CPU's cache, and on a GPU so long that it keeps it busy. The memory
+    is the same for all slices: on a CPU, touching fresh memory takes longer than filling it.
+    """
     batch, channels, num_pixels = logits.shape
-    num_elements = 2**20 if logits.device.type == "cpu" else 2**24
-    size = max(1, num_elements // max(1, batch * channels))
-    for start in range(0, num_pixels, size):
-        yield slice(start, min(start + size, num_pixels))
+    num_elements = 2**19 if logits.device.type == "cpu" else 2**24
+    size = min(num_pixels, max(1, num_elements // max(1, batch * channels)))
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    buffers = [
+        torch.empty(batch, channels, size, device=logits.device, dtype=dtype) for _ in range(num_buffers)
+    ]
+    for start in range(0, num_pixels, max(1, size)):
+        stop = min(start + size, num_pixels)
+        yield slice(start, stop), [buffer[..., : stop - start] for buffer in buffers]

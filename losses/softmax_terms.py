@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from losses.reduction import at_least_float32, pixel_chunks
+from losses.reduction import pixel_chunks
 
 
 @torch.compiler.disable  # a compiler would unroll the loop over pieces
@@ -34,81 +34,96 @@ def softmax_terms(
     old_logits: (B,K_old,H,W), K_old at most K; heirs: (B,H,W) int64, the class of which the old background's
     probability is expected. No gradient reaches them.
     """
-    if targets is not None:
-        is_counted = targets != ignore_index
-        factors = is_counted.to(torch.promote_types(logits.dtype, torch.float32))
-        weights = factors if weights is None else factors * weights
-        targets = torch.where(is_counted, targets, 0)
-    if old_logits is None or old_logits.shape[1] == 0:
-        old_logits = heirs = None
+    old_logits = None if old_logits is None or old_logits.shape[1] == 0 else old_logits.detach().flatten(2)
     maps = [None if x is None else x.flatten(1)[:, None] for x in (targets, weights, heirs)]
-    old_logits = None if old_logits is None else old_logits.detach().flatten(2)
-    cross_entropy, distillation = _SoftmaxTerms.apply(logits.flatten(2), *maps, old_logits)
+    cross_entropy, distillation = _SoftmaxTerms.apply(logits.flatten(2), old_logits, *maps, ignore_index)
     return cross_entropy, distillation
 
 
 class _SoftmaxTerms(torch.autograd.Function):
-    """`softmax_terms` on (B,K,P) logits and (B,1,P) maps; ignored pixels have any target and a weight of 0."""
+    """`softmax_terms` on (B,K,P) logits and (B,1,P) maps.
+
+    A softmax is kept as its peak m = max z and its mass s = Σ exp(z − m), (B,1,P) each: as in log-softmax, logits far
+    from 0 lose no digits.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         logits: Tensor,
+        old_logits: Tensor | None,
         targets: Tensor | None,
         weights: Tensor | None,
         heirs: Tensor | None,
-        old_logits: Tensor | None,
+        ignore_index: int,
     ) -> tuple[Tensor, Tensor]:
-        zeros = at_least_float32(logits[:, :1]).new_zeros(logits.shape[0], 1, logits.shape[2])
-        cross_entropies, distillations = zeros, zeros.clone()
-        peaks, masses, old_peaks, old_masses = (torch.empty_like(zeros) for _ in range(4))
-        for pixels in pixel_chunks(logits):
-            # Shifted by the peak, as log-softmax is: large logits lose no digits.
-            peak = logits[..., pixels].amax(dim=1, keepdim=True)
-            centred = at_least_float32(logits[..., pixels]) - peak
-            mass = centred.exp().sum(dim=1, keepdim=True)
-            peaks[..., pixels], masses[..., pixels] = peak, mass
+        shape = logits.shape[0], 1, logits.shape[2]
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        peaks, masses, old_peaks, old_masses = logits.new_empty(4, *shape, dtype=dtype)
+        cross_entropies, distillations = logits.new_zeros(2, 1, dtype=dtype).unbind()
+        for pixels, (centred, work) in pixel_chunks(logits, 2):
+            peak, mass = peaks[..., pixels], masses[..., pixels]
+            torch.sub(logits[..., pixels], _peak(logits, pixels, out=peak), out=centred)
+            torch.sum(torch.exp(centred, out=work), dim=1, keepdim=True, out=mass)
+            log_mass = mass.log()
             if targets is not None:
-                negative_log = mass.log() - centred.gather(1, targets[..., pixels])
-                cross_entropies[..., pixels] = weights[..., pixels] * negative_log
+                target, factor = _select(targets, weights, ignore_index, pixels, dtype)
+                cross_entropies += (factor * (log_mass - centred.gather(1, target))).sum()
             if old_logits is not None:
-                old_peak = old_logits[..., pixels].amax(dim=1, keepdim=True)
-                old = (old_logits[..., pixels].to(mass.dtype) - old_peak).exp_()
-                old_mass = old.sum(dim=1, keepdim=True)
-                old_peaks[..., pixels], old_masses[..., pixels] = old_peak, old_mass
+                assert heirs is not None
+                old = work[:, : old_logits.shape[1]]
+                old_peak, old_mass = old_peaks[..., pixels], old_masses[..., pixels]
+                torch.sub(old_logits[..., pixels], _peak(old_logits, pixels, out=old_peak), out=old).exp_()
+                torch.sum(old, dim=1, keepdim=True, out=old_mass)
                 expected = old[:, :1] * centred.gather(1, heirs[..., pixels])
-                kept = centred[:, 1 : old.shape[1]].mul_(old[:, 1:])
-                expected += kept.sum(dim=1, keepdim=True)
-                distillations[..., pixels] = mass.log() - expected / old_mass
+                expected += old[:, 1:].mul_(centred[:, 1 : old.shape[1]]).sum(dim=1, keepdim=True)
+                distillations += (log_mass - expected / old_mass).sum()
+        ctx.ignore_index = ignore_index
         ctx.save_for_backward(
-            logits, targets, weights, heirs, old_logits, peaks, masses, old_peaks, old_masses
+            logits, old_logits, targets, weights, heirs, peaks, masses, old_peaks, old_masses
         )
-        return cross_entropies.sum(), distillations.sum()
+        return cross_entropies[0], distillations[0]
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, cross_entropy_scale: Tensor, distillation_scale: Tensor
     ) -> tuple[Tensor | None, ...]:
-        logits, targets, weights, heirs, old_logits, peaks, masses, old_peaks, old_masses = ctx.saved_tensors
+        logits, old_logits, targets, weights, heirs, peaks, masses, old_peaks, old_masses = ctx.saved_tensors
         gradient = torch.empty_like(logits)
-        for pixels in pixel_chunks(logits):
-            piece = gradient[..., pixels]
+        for pixels, (work,) in pixel_chunks(logits, 1):
             # Half precision needs a wider place to add up in.
-            exact = piece if gradient.dtype == masses.dtype else piece.to(masses.dtype)
-            torch.sub(logits[..., pixels], peaks[..., pixels], out=exact).exp_()
-            labelled = None if targets is None else cross_entropy_scale * weights[..., pixels]
-            total = torch.zeros_like(masses[..., pixels]) if labelled is None else labelled
+            piece = gradient[..., pixels] if gradient.dtype == work.dtype else torch.empty_like(work)
+            torch.sub(logits[..., pixels], peaks[..., pixels], out=piece).exp_()
+            total = 0 if old_logits is None else distillation_scale
+            if targets is not None:
+                target, factor = _select(targets, weights, ctx.ignore_index, pixels, work.dtype)
+                factor = factor.mul_(cross_entropy_scale)
+                total = total + factor
+            piece.mul_(total / masses[..., pixels])
             if old_logits is not None:
-                total = total + distillation_scale
-            exact *= total / masses[..., pixels]
-            if old_logits is not None:
-                old = old_logits[..., pixels].to(masses.dtype).sub(old_peaks[..., pixels]).exp_()
-                old *= distillation_scale / old_masses[..., pixels]
-                exact[:, 1 : old.shape[1]].sub_(old[:, 1:])
-                exact.scatter_add_(1, heirs[..., pixels], -old[:, :1])
-            if labelled is not None:
-                exact.scatter_add_(1, targets[..., pixels], -labelled)
-            if exact is not piece:
-                piece.copy_(exact)
-        return gradient, None, None, None, None
+                old = work[:, : old_logits.shape[1]]
+                torch.sub(old_logits[..., pixels], old_peaks[..., pixels], out=old).exp_()
+                old.mul_(-distillation_scale / old_masses[..., pixels])
+                piece[:, 1 : old.shape[1]].add_(old[:, 1:])
+                piece.scatter_add_(1, heirs[..., pixels], old[:, :1])
+            if targets is not None:
+                piece.scatter_add_(1, target, factor.neg_())
+            if piece.dtype != gradient.dtype:
+                gradient[..., pixels] = piece
+        return gradient, None, None, None, None, None
+
+
+def _peak(logits: Tensor, pixels: slice, out: Tensor) -> Tensor:
+    """The largest logit (B,1,n) of every pixel, written to `out`."""
+    return out.copy_(logits[..., pixels].amax(dim=1, keepdim=True))
+
+
+def _select(
+    targets: Tensor, weights: Tensor | None, ignore_index: int, pixels: slice, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Targets and factors (B,1,n) of some pixels; what is ignored has some class and a factor of 0."""
+    target = targets[..., pixels]
+    is_counted = target != ignore_index
+    factor = is_counted.to(dtype) if weights is None else weights[..., pixels].to(dtype) * is_counted
+    return target * is_counted, factor

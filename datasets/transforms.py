@@ -98,8 +98,8 @@ class Window(NamedTuple):
         low = max(0, math.floor(first / scale) - margin)
         high = min(source, math.ceil((first + length) / scale) + margin)
         # Of the next few pixels outwards, the one whose border falls best on a border of resized pixels.
-        low = min(range(max(0, low - 8), low + 1), key=misfit)
-        high = min(range(min(source, high + 8), high - 1, -1), key=misfit)
+        low = min(range(max(0, low - 16), low + 1), key=misfit)
+        high = min(range(min(source, high + 16), high - 1, -1), key=misfit)
         start, stop = round(low * scale), round(high * scale)
         centres = np.arange(first, first + length, dtype=np.float32) + np.float32(0.5)
         step = np.float32(source) / np.float32(side)  # as PyTorch computes 'nearest-exact'

@@ -32,7 +32,8 @@ def natural(rows: int, columns: int, seed: int = 0) -> tuple[UInt8Array, UInt8Ar
     """An image as smooth as a photograph, (rows,columns,3), and a label of blobs."""
     noise = np.random.default_rng(seed).normal(size=(4, rows, columns))
     y, x = np.meshgrid(np.fft.fftfreq(rows), np.fft.fftfreq(columns), indexing="ij")
-    spectrum = 1 / np.maximum(np.hypot(y, x), 1 / max(rows, columns))  # the amplitudes of natural images
+    # The amplitudes of natural images, blurred a little as by a lens.
+    spectrum = np.maximum(np.hypot(y, x), 1 / max(rows, columns)) ** -1.5
     waves = np.fft.ifft2(np.fft.fft2(noise) * spectrum).real
     waves = waves / np.maximum(waves.std(axis=(1, 2), keepdims=True), 1e-9)
     image = np.clip(128 + 55 * waves[:3], 0, 255).astype(np.uint8).transpose(1, 2, 0)

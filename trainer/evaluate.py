@@ -33,7 +33,9 @@ def predict(model: nn.Module, images: Tensor, size: torch.Size, amp: str) -> Ten
         logits = model(images).logits
     if logits.shape[2:] != size:
         logits = upsample(logits, size)
-    return logits.argmax(dim=1)
+    return logits.max(
+        dim=1
+    ).indices  # the first of equals, as argmax says, in a fraction of its time on a CPU
 
 
 def evaluate(

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from datasets import SegmentationDataset
+from datasets.files import UInt8Array
 from datasets.selection import select_images as select_images  # also the public place of the function
 from datasets.tasks import IGNORE_INDEX, Step, Task
 from datasets.transforms import EvaluateTransform, TrainTransform
@@ -51,6 +52,11 @@ def evaluation_table(task: Task, step: Step, future: str, background_is_void: bo
     return table
 
 
+def remap(label: UInt8Array, table: Table) -> UInt8Array:
+    """Look every id of a label up in a table (256,): table[label], in a fifth of its time."""
+    return np.frombuffer(label.tobytes().translate(table.tobytes()), np.uint8).reshape(label.shape)
+
+
 class StepDataset(Dataset[tuple[Tensor, Tensor]]):
     """Augmented images (3,crop,crop) and labels (crop,crop) of one step, uint8.
 
@@ -80,7 +86,9 @@ class StepDataset(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key
         image, label = self.source.read(self.image_ids[index])
-        return self.transform(image, self.table[label], make_generator(self.seed, self.step, epoch, index))
+        return self.transform(
+            image, remap(label, self.table), make_generator(self.seed, self.step, epoch, index)
+        )
 
 
 class ValidationDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -103,7 +111,7 @@ class ValidationDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, label = self.source.read(self.image_ids[index])
-        return self.transform(image, self.table[label])
+        return self.transform(image, remap(label, self.table))
 
 
 class TrainSampler(Sampler[list[tuple[int, int]]]):

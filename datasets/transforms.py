@@ -58,9 +58,8 @@ class TrainTransform:
             y[:] = IGNORE_INDEX
         # What is to be mirrored is written from the other side: no copy only for that.
         turn = -1 if flip < 0.5 else 1
-        x[:, :, ::turn][:, height.target, width.target] = resize_image(image, height, width).transpose(
-            2, 0, 1
-        )
+        pixels = resize_image(image, height, width)
+        x[:, :, ::turn][:, height.target, width.target] = pixels.transpose(2, 0, 1)
         y[:, ::turn][height.target, width.target] = resize_label(label, height, width)
         return torch.from_numpy(x), torch.from_numpy(y)
 
@@ -90,16 +89,12 @@ class Window(NamedTuple):
         length = min(side, crop_size)
         scale = side / source
 
-        def misfit(border: int) -> float:
-            return abs(border * scale - round(border * scale))
-
         # What interpolation at the crop's edges looks at, with antialiasing.
         margin = 1 + math.ceil(1 / scale)
         low = max(0, math.floor(first / scale) - margin)
         high = min(source, math.ceil((first + length) / scale) + margin)
-        # Of the next few pixels outwards, the one whose border falls best on a border of resized pixels.
-        low = min(range(max(0, low - 16), low + 1), key=misfit)
-        high = min(range(min(source, high + 16), high - 1, -1), key=misfit)
+        low = _fitting_border(np.arange(low, max(0, low - 8) - 1, -1), scale)
+        high = _fitting_border(np.arange(high, min(source, high + 8) + 1), scale)
         start, stop = round(low * scale), round(high * scale)
         centres = np.arange(first, first + length, dtype=np.float32) + np.float32(0.5)
         step = np.float32(source) / np.float32(side)  # as PyTorch computes 'nearest-exact'
@@ -112,20 +107,29 @@ class Window(NamedTuple):
         )
 
 
+def _fitting_border(borders: npt.NDArray[np.intp], scale: float) -> int:
+    """The border between pixels that, scaled, falls best on a border of the resized ones."""
+    scaled = borders * scale
+    return int(borders[np.abs(scaled - np.rint(scaled)).argmin()])
+
+
 def resize_image(image: UInt8Array, height: Window, width: Window) -> UInt8Array:
     """What the windows show of (H,W,3), resized bilinearly and with antialiasing."""
-    # torch takes memory only that it may write to, which some image decoders do not hand out; channels stay last.
-    source = torch.from_numpy(image[height.source, width.source].copy()).permute(2, 0, 1)
+    source = image[height.source, width.source]
+    if not (source.flags.c_contiguous and source.flags.writeable):  # what torch takes as it is
+        source = source.copy()
+    channels_first = torch.from_numpy(source).permute(2, 0, 1)
     shape = [height.side, width.side]
-    resized = F.resize(source, shape, interpolation=InterpolationMode.BILINEAR, antialias=True)
+    resized = F.resize(channels_first, shape, interpolation=InterpolationMode.BILINEAR, antialias=True)
     pixels: UInt8Array = resized[:, height.seen, width.seen].permute(1, 2, 0).numpy()
     return pixels
 
 
 def resize_label(label: UInt8Array, height: Window, width: Window) -> UInt8Array:
     """What the windows show of (H,W), resized by nearest neighbour."""
-    # Row by row, then column by column: much faster than looking up pixels.
-    return label.take(height.nearest, axis=0).take(width.nearest, axis=1)
+    # Looking up columns and then whole rows is much faster than looking up pixels.
+    columns = label[height.source].take(width.nearest, axis=1)
+    return columns.take(height.nearest - height.source.start, axis=0)
 
 
 def short_side_shape(shape: tuple[int, ...], size: int) -> tuple[int, int]:

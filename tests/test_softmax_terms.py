@@ -13,6 +13,7 @@ from torch import Tensor
 from losses import reduction, softmax_terms
 from losses.output_distillation import background_heirs
 from losses.pseudo_label import select_pseudo_labels
+from tools.measure import live_bytes
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 # Apart from the terms' sum, so that a gradient sent to the wrong term shows.
@@ -261,3 +262,14 @@ def test_a_class_that_the_model_does_not_know_is_an_error() -> None:
     batch = random_batch()
     with pytest.raises(RuntimeError, match="index 6 is out of bounds"):
         our_terms(batch._replace(targets=torch.full_like(batch.targets, 6)))
+
+
+def test_little_more_than_the_gradient_is_made() -> None:
+    batch = random_batch(num_old=20, num_new=1, size=(1, 512, 512), dtype=torch.float32)
+    batch.logits.requires_grad_()
+
+    def forward_and_backward() -> None:
+        sum(our_terms(batch)).backward()  # type: ignore[union-attr]
+
+    # The plain forms keep two log-softmaxes and a softmax for backward, and make two gradients.
+    assert live_bytes(forward_and_backward, torch.device("cpu")) < 1.7 * batch.logits.nbytes

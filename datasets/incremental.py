@@ -53,6 +53,11 @@ def evaluation_table(task: Task, step: Step, future: str, background_is_void: bo
     return table
 
 
+def remap(label: UInt8Array, table: Table) -> UInt8Array:
+    """Look every id of a label up in a table (256,): table[label], in a fifth of its time."""
+    return np.frombuffer(label.tobytes().translate(table.tobytes()), np.uint8).reshape(label.shape)
+
+
 Sample = tuple[Tensor, Tensor, str]
 """Image, label, and a line for every image that could not be read on the way; `Unreadable` decides about these, in
 the main process: an error that crosses from a data worker would bring its traceback along."""
@@ -93,7 +98,7 @@ class StepDataset(Dataset[Sample]):
             if not isinstance(found, str):
                 image, label = found
                 generator = make_generator(self.seed, self.step, epoch, index)
-                return *self.transform(image, self.table[label], generator), "\n".join(problems)
+                return *self.transform(image, remap(label, self.table), generator), "\n".join(problems)
             problems.append(found)
         return _blank(self.transform.crop_size, "\n".join(problems))
 
@@ -124,7 +129,7 @@ class ValidationDataset(Dataset[Sample]):
         if isinstance(found, str):
             return _blank(self.transform.crop_size, found)
         image, label = found
-        return *self.transform(image, self.table[label]), ""
+        return *self.transform(image, remap(label, self.table)), ""
 
 
 def _read(source: SegmentationDataset, image_id: str) -> tuple[UInt8Array, UInt8Array] | str:

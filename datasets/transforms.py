@@ -1,7 +1,11 @@
 """Joint transforms of image and label, on uint8 (torchvision.transforms.v2)."""
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -19,9 +23,7 @@ def to_tensors(image: UInt8Array, label: UInt8Array) -> tuple[Tensor, Tensor]:
 
 def resize_short_side(x: Tensor, size: int, interpolation: InterpolationMode) -> Tensor:
     """Scale (C,H,W) so that its shorter side is `size` pixels."""
-    height, width = x.shape[-2:]
-    short = min(height, width)
-    shape = [max(1, round(height * size / short)), max(1, round(width * size / short))]
+    shape = list(short_side_shape(x.shape[-2:], size))
     return F.resize(x, shape, interpolation=interpolation, antialias=True)
 
 
@@ -45,22 +47,97 @@ class TrainTransform:
         """Return image (3,crop,crop) and label (crop,crop), uint8, drawn from `generator` alone."""
         scale, top, left, flip = torch.rand(4, generator=generator).tolist()
         short_side = round(self.crop_size * (self.min_scale + scale * (self.max_scale - self.min_scale)))
-        x, y = to_tensors(image, label)
-        x = resize_short_side(x, short_side, InterpolationMode.BILINEAR)
-        y = resize_short_side(y, short_side, InterpolationMode.NEAREST_EXACT)
-        missing = [max(0, self.crop_size - side) for side in x.shape[-2:]]
-        if any(missing):
-            above, before = int(top * (missing[0] + 1)), int(left * (missing[1] + 1))
-            padding = [before, above, missing[1] - before, missing[0] - above]
-            x = F.pad(x, padding, fill=[round(colour) for colour in self.fill])
-            y = F.pad(y, padding, fill=self.pad_label)
-        first_row = int(top * (x.shape[-2] - self.crop_size + 1))
-        first_column = int(left * (x.shape[-1] - self.crop_size + 1))
-        x = F.crop(x, first_row, first_column, self.crop_size, self.crop_size)
-        y = F.crop(y, first_row, first_column, self.crop_size, self.crop_size)
-        if flip < 0.5:
-            x, y = F.horizontal_flip(x), F.horizontal_flip(y)
-        return x.contiguous(), y[0].contiguous()
+        shape = short_side_shape(image.shape[:2], short_side)
+        height, width = (
+            Window.draw(source, side, self.crop_size, position)
+            for source, side, position in zip(image.shape, shape, (top, left), strict=False)
+        )
+        x = np.empty((3, self.crop_size, self.crop_size), np.uint8)
+        y = np.empty((self.crop_size, self.crop_size), np.uint8)
+        if min(shape) < self.crop_size:
+            x[:] = np.array([round(colour) for colour in self.fill], np.uint8)[:, None, None]
+            y[:] = self.pad_label
+        # What is to be mirrored is written from the other side: no copy only for that.
+        turn = -1 if flip < 0.5 else 1
+        pixels = resize_image(image, height, width)
+        x[:, :, ::turn][:, height.target, width.target] = pixels.transpose(2, 0, 1)
+        y[:, ::turn][height.target, width.target] = resize_label(label, height, width)
+        return torch.from_numpy(x), torch.from_numpy(y)
+
+
+class Window(NamedTuple):
+    """What a crop shows of one side of an image that is resized: only `source` is read, not the whole image.
+
+    source: pixels of the image as it is; side: what these are resized to; seen: which of that the crop shows; target:
+    where in the crop that lies; nearest: the pixel of the image, (length of seen,), that lies nearest to each seen one.
+    """
+
+    source: slice
+    side: int
+    seen: slice
+    target: slice
+    nearest: npt.NDArray[np.intp]
+
+    @classmethod
+    def draw(cls, source: int, side: int, crop_size: int, position: float) -> "Window":
+        """A crop at `position` (0 to 1) of `source` pixels that would be resized to `side`.
+
+        The window is resized on the whole side's grid to within a fraction of a pixel, and exactly where the crop
+        shows all of it.
+        """
+        first = int(position * (max(0, side - crop_size) + 1))
+        before = int(position * (max(0, crop_size - side) + 1))
+        length = min(side, crop_size)
+        scale = side / source
+
+        # What interpolation at the crop's edges looks at, with antialiasing.
+        margin = 1 + math.ceil(1 / scale)
+        low = max(0, math.floor(first / scale) - margin)
+        high = min(source, math.ceil((first + length) / scale) + margin)
+        low = _fitting_border(np.arange(low, max(0, low - 8) - 1, -1), scale)
+        high = _fitting_border(np.arange(high, min(source, high + 8) + 1), scale)
+        start, stop = round(low * scale), round(high * scale)
+        centres = np.arange(first, first + length, dtype=np.float32) + np.float32(0.5)
+        step = np.float32(source) / np.float32(side)  # as PyTorch computes 'nearest-exact'
+        return cls(
+            source=slice(low, high),
+            side=stop - start,
+            seen=slice(first - start, first - start + length),
+            target=slice(before, before + length),
+            nearest=np.minimum(centres * step, source - 1).astype(np.intp),
+        )
+
+
+def _fitting_border(borders: npt.NDArray[np.intp], scale: float) -> int:
+    """The border between pixels that, scaled, falls best on a border of the resized ones."""
+    scaled = borders * scale
+    return int(borders[np.abs(scaled - np.rint(scaled)).argmin()])
+
+
+def resize_image(image: UInt8Array, height: Window, width: Window) -> UInt8Array:
+    """What the windows show of (H,W,3), resized bilinearly and with antialiasing."""
+    source = image[height.source, width.source]
+    if not (source.flags.c_contiguous and source.flags.writeable):  # what torch takes as it is
+        source = source.copy()
+    channels_first = torch.from_numpy(source).permute(2, 0, 1)
+    shape = [height.side, width.side]
+    resized = F.resize(channels_first, shape, interpolation=InterpolationMode.BILINEAR, antialias=True)
+    pixels: UInt8Array = resized[:, height.seen, width.seen].permute(1, 2, 0).numpy()
+    return pixels
+
+
+def resize_label(label: UInt8Array, height: Window, width: Window) -> UInt8Array:
+    """What the windows show of (H,W), resized by nearest neighbour."""
+    # Looking up columns and then whole rows is much faster than looking up pixels.
+    columns = label[height.source].take(width.nearest, axis=1)
+    return columns.take(height.nearest - height.source.start, axis=0)
+
+
+def short_side_shape(shape: tuple[int, ...], size: int) -> tuple[int, int]:
+    """Height and width of an image once its shorter side is `size` pixels."""
+    height, width = shape
+    short = min(height, width)
+    return max(1, round(height * size / short)), max(1, round(width * size / short))
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from losses.feature_distillation import embedding_distillation, feature_distillation, reliability
 from losses.orthogonal import OrthogonalLoss
-from losses.output_distillation import output_distillation
+from losses.output_distillation import background_heirs
 from losses.pseudo_label import SelectivePseudoLabel
-from losses.reduction import at_least_float32, mean_or_zero
+from losses.reduction import mean_or_zero
+from losses.softmax_terms import softmax_terms
 
 
 class Output(Protocol):
@@ -101,7 +101,8 @@ class Objective:
         logits = output.logits
         counts = counts.to(torch.promote_types(logits.dtype, torch.float32))
         num_labelled, num_cells, num_pixels, num_images = counts
-        terms = {"cross_entropy": mean_or_zero(self._cross_entropy(logits, labels, targets), num_labelled)}
+        cross_entropy, distillation = self._softmax_terms(logits, old, labels, targets)
+        terms = {"cross_entropy": mean_or_zero(cross_entropy, num_labelled)}
         if self.feature_distillation_weight is not None:
             assert old is not None
             assert targets.feature_weights is not None
@@ -113,19 +114,29 @@ class Objective:
                 mean = mean_or_zero(total, num_images * (count // len(labels)))
                 terms["embedding_distillation"] = self.feature_distillation_weight * mean
         if self.output_distillation_weight is not None:
-            assert old is not None
-            total, _ = output_distillation(logits, old.logits, labels, self.ignore_index)
-            mean = mean_or_zero(total, num_pixels * logits.shape[1])
+            mean = mean_or_zero(distillation, num_pixels * logits.shape[1])
             terms["output_distillation"] = self.output_distillation_weight * mean
         if self.orthogonal_weight is not None:
             orthogonal = OrthogonalLoss()(output.class_tokens, self.num_new)
             terms["orthogonal"] = self.orthogonal_weight * share * orthogonal
         return terms
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor, targets: Targets) -> Tensor:
-        """Return the sum of the cross-entropy on the pseudo-labels, pseudo-labelled pixels weighted."""
-        pseudo_labels, logits = targets.pseudo_labels, at_least_float32(logits)
-        if self.pseudo_label_weight == 1:
-            return F.cross_entropy(logits, pseudo_labels, ignore_index=self.ignore_index, reduction="sum")
-        per_pixel = F.cross_entropy(logits, pseudo_labels, ignore_index=self.ignore_index, reduction="none")
-        return torch.where(pseudo_labels == labels, per_pixel, self.pseudo_label_weight * per_pixel).sum()
+    def _softmax_terms(
+        self, logits: Tensor, old: Output | None, labels: Tensor, targets: Targets
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sums of cross-entropy (pseudo-labelled pixels weighted) and output distillation (0 if off)."""
+        weights = old_logits = heirs = None
+        if self.pseudo_label_weight != 1:
+            weights = torch.where(targets.pseudo_labels == labels, 1.0, self.pseudo_label_weight)
+        if self.output_distillation_weight is not None:
+            assert old is not None
+            old_logits = old.logits
+            heirs = background_heirs(labels, old_logits.shape[1], self.ignore_index)
+        return softmax_terms(
+            logits,
+            targets=targets.pseudo_labels,
+            weights=weights,
+            ignore_index=self.ignore_index,
+            old_logits=old_logits,
+            heirs=heirs,
+        )

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from losses.reduction import at_least_float32, mean_or_zero
+from losses.reduction import mean_or_zero
+from losses.softmax_terms import softmax_terms
 
 
 def output_distillation(
@@ -17,15 +18,14 @@ def output_distillation(
 
     logits: (B,K,H,W); old_logits: (B,K_old,H,W), gets no gradient; labels: (B,H,W) int64, as given.
     """
-    num_old = old_logits.shape[1]
-    old_probabilities = at_least_float32(old_logits.detach()).softmax(dim=1)
-    log_probabilities = at_least_float32(logits).log_softmax(dim=1)
-    is_new = (labels >= num_old) & (labels != ignore_index)
-    background_heir = torch.where(is_new, labels, 0)[:, None]
-    heir_log_probability = log_probabilities.gather(1, background_heir)
-    total = (old_probabilities[:, 1:] * log_probabilities[:, 1:num_old]).sum()
-    total = total + (old_probabilities[:, :1] * heir_log_probability).sum()
-    return -total, logits.numel()
+    heirs = background_heirs(labels, old_logits.shape[1], ignore_index)
+    _, total = softmax_terms(logits, old_logits=old_logits, heirs=heirs)
+    return total, logits.numel()
+
+
+def background_heirs(labels: Tensor, num_old: int, ignore_index: int) -> Tensor:
+    """Class (B,H,W) int64 of which the old background's probability is expected: the labelled new one, or 0."""
+    return torch.where((labels >= num_old) & (labels != ignore_index), labels, 0)
 
 
 class LabelGuidedOutputDistillation(nn.Module):

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from losses.reduction import at_least_float32
+from losses.reduction import at_least_float32, pixel_chunks
 
 
+@torch.compiler.disable  # a compiler would unroll the loop over pieces
 def select_pseudo_labels(labels: Tensor, old_logits: Tensor, threshold: float, ignore_index: int) -> Tensor:
     """Fill the background of a step's labels with what the old model is sure of.
 
@@ -16,12 +17,24 @@ def select_pseudo_labels(labels: Tensor, old_logits: Tensor, threshold: float, i
     labels: (B,H,W) int64, 0 background, new classes >= K_old, `ignore_index` kept.
     old_logits: (B,K_old,H,W) floating point. Returns (B,H,W) int64 without gradient.
     """
-    probabilities = at_least_float32(old_logits.detach()).softmax(dim=1)
-    confidence, old_class = probabilities.max(dim=1)
-    is_background = labels == 0
-    is_confident = is_background & (old_class != 0) & (confidence >= threshold)
-    is_unsure = is_background & ~is_confident & (probabilities[:, 0] < probabilities[:, 1:].sum(dim=1))
-    return torch.where(is_confident, old_class, labels).masked_fill(is_unsure, ignore_index)
+    pseudo_labels, logits = labels.flatten(1).clone(), old_logits.detach().flatten(2)
+    num_old = logits.shape[1]
+    # Decreasing, so that the largest of equals is the first class; exact in floating point.
+    rank = torch.arange(num_old, 0, -1, device=logits.device, dtype=torch.float32)[:, None]
+    for pixels, (odds,) in pixel_chunks(logits, 1):
+        # The old model's probabilities, but for their common divisor.
+        peak = at_least_float32(logits[..., pixels].amax(dim=1, keepdim=True))
+        torch.sub(logits[..., pixels], peak, out=odds).exp_()
+        background, foreground = odds[:, 0].clone(), odds[:, 1:].sum(dim=1)
+        is_sure = 1 / (background + foreground) >= threshold
+        # The likeliest class has odds of exactly 1. PyTorch's own argmax takes several times as long on a CPU.
+        old_class = num_old - odds.eq_(1).mul_(rank).amax(dim=1).long()
+        is_background = pseudo_labels[:, pixels] == 0
+        is_confident = is_background & (old_class != 0) & is_sure
+        is_unsure = is_background & ~is_confident & (background < foreground)
+        replaced = torch.where(is_confident, old_class, pseudo_labels[:, pixels])
+        pseudo_labels[:, pixels] = replaced.masked_fill_(is_unsure, ignore_index)
+    return pseudo_labels.view(labels.shape)
 
 
 class SelectivePseudoLabel(nn.Module):

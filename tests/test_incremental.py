@@ -16,6 +16,7 @@ from datasets.incremental import (
     ValidationDataset,
     evaluation_table,
     make_generator,
+    remap,
     select_images,
     select_training_images,
     training_table,
@@ -263,3 +264,11 @@ def test_validation_reads_its_share_with_the_evaluation_labels() -> None:
     x, y, _ = dataset[1]
     np.testing.assert_array_equal(x.permute(1, 2, 0).numpy(), image)
     np.testing.assert_array_equal(y.numpy(), np.where(label == 4, 255, label))
+
+
+def test_remapping_is_a_look_up_in_the_table() -> None:
+    rng = np.random.default_rng(0)
+    table, label = (rng.integers(0, 256, shape).astype(np.uint8) for shape in ((256,), (30, 50)))
+    np.testing.assert_array_equal(remap(label, table), table[label])
+    np.testing.assert_array_equal(remap(label.T[::2, 1:], table), table[label.T[::2, 1:]])
+    assert remap(label[:0], table).shape == (0, 50)

@@ -80,7 +80,8 @@ def gradients(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
     assert loss.shape == ()
     assert loss.isfinite()
     assert loss.dtype in (torch.float32, torch.float64), "sums are taken in float32 at least"
-    found = torch.autograd.grad(loss, inputs, allow_unused=True)
+    # Terms of the objective share a node of the graph.
+    found = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=True)
     result = [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
     assert all(gradient.isfinite().all() for gradient in result)
     return result

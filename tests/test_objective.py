@@ -247,3 +247,29 @@ def test_class_embeddings_add_their_plain_mean_over_old_classes_and_all_images_o
         targets = objective.prepare(LABELS[one], old)
         parts.append(objective(output, old, LABELS[one], targets, whole)["embedding_distillation"])
     torch.testing.assert_close(parts[0] + parts[1], expected)
+
+
+def test_another_order_of_the_classes_gives_the_same_terms_and_the_permuted_gradient() -> None:
+    # Old classes 1 and 2 change places, and new classes 3 and 4.
+    order = torch.tensor([0, 2, 1, 4, 3])
+    new_id = torch.arange(256)
+    new_id[order] = torch.arange(5)
+    objective = Objective(**EVERYTHING)
+
+    def differentiate(output: SegOutput, old: SegOutput, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        targets = objective.prepare(labels, old)
+        terms = list(objective(output, old, labels, targets, targets.counts).values())
+        wanted = [output.logits, output.features, output.class_tokens]
+        return terms, list(torch.autograd.grad(torch.stack(terms).sum(), wanted))
+
+    def permute(output: SegOutput, order: Tensor) -> SegOutput:
+        leaf = {name: getattr(output, name)[:, order] for name in ("logits", "grid_logits")}
+        leaf |= {"class_tokens": output.class_tokens[order], "features": output.features}
+        return output._replace(**{name: x.detach().requires_grad_() for name, x in leaf.items()})
+
+    terms, (logits, features, tokens) = differentiate(OUTPUT, OLD, LABELS)
+    permuted = permute(OUTPUT, order), permute(OLD, order[:NUM_OLD]), new_id[LABELS]
+    assert not torch.equal(permuted[2], LABELS)
+    permuted_terms, gradients = differentiate(*permuted)
+    torch.testing.assert_close(permuted_terms, terms)
+    torch.testing.assert_close(gradients, [logits[:, order], features, tokens[order]])

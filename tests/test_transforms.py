@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from datasets.files import UInt8Array
-from datasets.transforms import EvaluateTransform, TrainTransform, resize_short_side
+from datasets.transforms import EvaluateTransform, TrainTransform, Window, resize_short_side
 
 BLOCK = 20
 FILL = (10.0, 20.0, 250.4)
@@ -22,6 +26,40 @@ def coordinates(rows: int, columns: int) -> tuple[UInt8Array, UInt8Array]:
 
 def draw(transform: TrainTransform, image: UInt8Array, label: UInt8Array, seed: int) -> tuple[Tensor, Tensor]:
     return transform(image, label, torch.Generator().manual_seed(seed))
+
+
+def natural(rows: int, columns: int, seed: int = 0) -> tuple[UInt8Array, UInt8Array]:
+    """An image as smooth as a photograph, (rows,columns,3), and a label of blobs."""
+    noise = np.random.default_rng(seed).normal(size=(4, rows, columns))
+    y, x = np.meshgrid(np.fft.fftfreq(rows), np.fft.fftfreq(columns), indexing="ij")
+    # The amplitudes of natural images, blurred a little as by a lens.
+    spectrum = np.maximum(np.hypot(y, x), 1 / max(rows, columns)) ** -1.5
+    waves = np.fft.ifft2(np.fft.fft2(noise) * spectrum).real
+    waves = waves / np.maximum(waves.std(axis=(1, 2), keepdims=True), 1e-9)
+    image = np.clip(128 + 55 * waves[:3], 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    return np.ascontiguousarray(image), np.clip(2 + 2 * waves[3], 0, 4).astype(np.uint8)
+
+
+def resize_then_crop(
+    transform: TrainTransform, image: UInt8Array, label: UInt8Array, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The plain form: the whole image is resized, padded, cropped and flipped."""
+    scale, top, left, flip = torch.rand(4, generator=torch.Generator().manual_seed(seed)).tolist()
+    crop = transform.crop_size
+    short_side = round(crop * (transform.min_scale + scale * (transform.max_scale - transform.min_scale)))
+    x, y = torch.tensor(image).permute(2, 0, 1), torch.tensor(label)[None]
+    x = resize_short_side(x, short_side, InterpolationMode.BILINEAR)
+    y = resize_short_side(y, short_side, InterpolationMode.NEAREST_EXACT)
+    missing = [max(0, crop - side) for side in x.shape[-2:]]
+    above, before = int(top * (missing[0] + 1)), int(left * (missing[1] + 1))
+    padding = [before, above, missing[1] - before, missing[0] - above]
+    x = F.pad(x, padding, fill=[round(colour) for colour in transform.fill])
+    y = F.pad(y, padding, fill=255)
+    first_row, first_column = (
+        int(position * (side - crop + 1)) for position, side in zip((top, left), x.shape[-2:], strict=True)
+    )
+    x, y = (F.crop(z, first_row, first_column, crop, crop) for z in (x, y))
+    return (F.horizontal_flip(x), F.horizontal_flip(y)[0]) if flip < 0.5 else (x, y[0])
 
 
 def measure(label: Tensor) -> tuple[float, bool]:
@@ -73,6 +111,59 @@ def test_a_small_image_lies_anywhere_in_the_crop_and_whole() -> None:
         assert (y[top : top + 4, left : left + 4] == 3).all()
         assert torch.equal(x[0] == 7, y == 3)
     assert places == {(top, left) for top in range(3) for left in range(3)}, "all four corners, and between"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_cropping_before_resizing_gives_what_cropping_after_it_gives(seed: int) -> None:
+    image, label = natural(150, 200, seed)
+    transform = TrainTransform(200, 0.5, 2.0, FILL)
+    x, y = draw(transform, image, label, seed)
+    plain_x, plain_y = resize_then_crop(transform, image, label, seed)
+    assert torch.equal(y, plain_y)
+    assert (x.int() - plain_x.int()).abs().float().mean() < 2, "grey levels"
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32), rows=st.integers(1, 60), columns=st.integers(1, 60), crop=st.integers(1, 40)
+)
+def test_where_the_grids_are_the_same_so_is_every_pixel(
+    seed: int, rows: int, columns: int, crop: int
+) -> None:
+    image, label = natural(rows, columns, seed)
+    # Whole images in the crop, or images whose pixels are cut into as many parts each.
+    short = min(rows, columns)
+    for transform in (
+        TrainTransform(60, short / 60, short / 60, FILL),
+        TrainTransform(short, 3.0, 3.0, FILL),
+    ):
+        ours, plain = draw(transform, image, label, seed), resize_then_crop(transform, image, label, seed)
+        assert torch.equal(ours[1], plain[1])
+        assert (ours[0].int() - plain[0].int()).abs().max() <= 1
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    source=st.integers(1, 3000),
+    side=st.integers(1, 3000),
+    crop=st.integers(1, 600),
+    position=st.floats(0, 1, exclude_max=True),
+)
+def test_a_window_covers_the_crop_and_its_grid_is_off_by_less_than_a_pixel(
+    source: int, side: int, crop: int, position: float
+) -> None:
+    window = Window.draw(source, side, crop, position)
+    length = min(side, crop)
+    assert 0 <= window.source.start < window.source.stop <= source
+    assert 0 <= window.seen.start < window.seen.stop <= window.side
+    assert window.seen.stop - window.seen.start == window.target.stop - window.target.start == length
+    assert 0 <= window.target.start <= window.target.stop <= crop
+    # Where the crop's first and last pixel lie in the image, here and on the grid of the whole side.
+    first = int(position * (max(0, side - crop) + 1))
+    step = (window.source.stop - window.source.start) / window.side
+    for index in (0, length - 1):
+        ours = window.source.start + (window.seen.start + index + 0.5) * step
+        assert abs(ours - (first + index + 0.5) * source / side) <= max(0.5 * source / side, 1e-6)
 
 
 def test_ignored_pixels_of_the_label_stay_ignored_and_ids_are_never_mixed() -> None:
@@ -149,8 +240,6 @@ def test_tiny_huge_and_narrow_images_give_crops_of_the_asked_size(rows: int, col
 def test_the_short_side_is_resized_and_the_aspect_ratio_kept(
     shape: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    from torchvision.transforms import InterpolationMode
-
     x = torch.zeros(1, *shape, dtype=torch.uint8)
     assert resize_short_side(x, 20, InterpolationMode.BILINEAR).shape == (1, *expected)
 

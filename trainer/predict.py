@@ -34,7 +34,7 @@ def predict(
     """
     scores = score_views(model, images, config)
     # One by one: scores at the size of a large label take more memory than anything before.
-    return [_resize(scores[i : i + 1], size)[0].argmax(dim=0) for i, size in enumerate(sizes)]
+    return [_resize(scores[i : i + 1], size)[0].max(dim=0).indices for i, size in enumerate(sizes)]
 
 
 def score_views(model: SegmentationModel, images: Tensor, config: Config) -> Tensor:

@@ -1,0 +1,129 @@
+"""Cross-entropy and output distillation over one softmax, piece by piece, with their closed-form gradient.
+
+Both ask for a target t of every pixel's softmax: Σ_k t_k · (log Σ_j exp z_j − z_k), whose gradient is
+softmax(z) · Σ_k t_k − t. Between forward and backward no tensor of the logits' size is kept, and the gradient is
+the only one that is made; the plain forms of `torch.nn.functional` stand in the tests.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from losses.reduction import pixel_chunks
+
+
+@torch.compiler.disable  # a compiler would unroll the loop over pieces
+def softmax_terms(
+    logits: Tensor,
+    *,
+    targets: Tensor | None = None,
+    weights: Tensor | None = None,
+    ignore_index: int = 255,
+    old_logits: Tensor | None = None,
+    heirs: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the sums over pixels of the cross-entropy and of the distillation of the old model's softmax.
+
+    A term whose arguments are None is a zero connected to the logits. Sums are float32 at least and can be
+    differentiated once.
+
+    logits: (B,K,H,W).
+    targets: (B,H,W) int64, classes or `ignore_index`; weights: (B,H,W), the pixels' factors, None for 1.
+    old_logits: (B,K_old,H,W), K_old at most K; heirs: (B,H,W) int64, the class of which the old background's
+    probability is expected. No gradient reaches them.
+    """
+    old_logits = None if old_logits is None or old_logits.shape[1] == 0 else old_logits.detach().flatten(2)
+    maps = [None if x is None else x.flatten(1)[:, None] for x in (targets, weights, heirs)]
+    cross_entropy, distillation = _SoftmaxTerms.apply(logits.flatten(2), old_logits, *maps, ignore_index)
+    return cross_entropy, distillation
+
+
+class _SoftmaxTerms(torch.autograd.Function):
+    """`softmax_terms` on (B,K,P) logits and (B,1,P) maps.
+
+    A softmax is kept as its peak m = max z and its mass s = Σ exp(z − m), (B,1,P) each: as in log-softmax, logits far
+    from 0 lose no digits.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        old_logits: Tensor | None,
+        targets: Tensor | None,
+        weights: Tensor | None,
+        heirs: Tensor | None,
+        ignore_index: int,
+    ) -> tuple[Tensor, Tensor]:
+        shape = logits.shape[0], 1, logits.shape[2]
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        peaks, masses, old_peaks, old_masses = logits.new_empty(4, *shape, dtype=dtype)
+        cross_entropies, distillations = logits.new_zeros(2, 1, dtype=dtype).unbind()
+        for pixels, (centred, work) in pixel_chunks(logits, 2):
+            peak, mass = peaks[..., pixels], masses[..., pixels]
+            torch.sub(logits[..., pixels], _peak(logits, pixels, out=peak), out=centred)
+            torch.sum(torch.exp(centred, out=work), dim=1, keepdim=True, out=mass)
+            log_mass = mass.log()
+            if targets is not None:
+                target, factor = _select(targets, weights, ignore_index, pixels, dtype)
+                cross_entropies += (factor * (log_mass - centred.gather(1, target))).sum()
+            if old_logits is not None:
+                assert heirs is not None
+                old = work[:, : old_logits.shape[1]]
+                old_peak, old_mass = old_peaks[..., pixels], old_masses[..., pixels]
+                torch.sub(old_logits[..., pixels], _peak(old_logits, pixels, out=old_peak), out=old).exp_()
+                torch.sum(old, dim=1, keepdim=True, out=old_mass)
+                expected = old[:, :1] * centred.gather(1, heirs[..., pixels])
+                expected += old[:, 1:].mul_(centred[:, 1 : old.shape[1]]).sum(dim=1, keepdim=True)
+                distillations += (log_mass - expected / old_mass).sum()
+        ctx.ignore_index = ignore_index
+        ctx.save_for_backward(
+            logits, old_logits, targets, weights, heirs, peaks, masses, old_peaks, old_masses
+        )
+        return cross_entropies[0], distillations[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, cross_entropy_scale: Tensor, distillation_scale: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        logits, old_logits, targets, weights, heirs, peaks, masses, old_peaks, old_masses = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        for pixels, (work,) in pixel_chunks(logits, 1):
+            # Half precision needs a wider place to add up in.
+            piece = gradient[..., pixels] if gradient.dtype == work.dtype else torch.empty_like(work)
+            torch.sub(logits[..., pixels], peaks[..., pixels], out=piece).exp_()
+            total = 0 if old_logits is None else distillation_scale
+            if targets is not None:
+                target, factor = _select(targets, weights, ctx.ignore_index, pixels, work.dtype)
+                factor = factor.mul_(cross_entropy_scale)
+                total = total + factor
+            piece.mul_(total / masses[..., pixels])
+            if old_logits is not None:
+                old = work[:, : old_logits.shape[1]]
+                torch.sub(old_logits[..., pixels], old_peaks[..., pixels], out=old).exp_()
+                old.mul_(-distillation_scale / old_masses[..., pixels])
+                piece[:, 1 : old.shape[1]].add_(old[:, 1:])
+                piece.scatter_add_(1, heirs[..., pixels], old[:, :1])
+            if targets is not None:
+                piece.scatter_add_(1, target, factor.neg_())
+            if piece.dtype != gradient.dtype:
+                gradient[..., pixels] = piece
+        return gradient, None, None, None, None, None
+
+
+def _peak(logits: Tensor, pixels: slice, out: Tensor) -> Tensor:
+    """The largest logit (B,1,n) of every pixel, written to `out`."""
+    return out.copy_(logits[..., pixels].amax(dim=1, keepdim=True))
+
+
+def _select(
+    targets: Tensor, weights: Tensor | None, ignore_index: int, pixels: slice, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Targets and factors (B,1,n) of some pixels; what is ignored has some class and a factor of 0."""
+    target = targets[..., pixels]
+    is_counted = target != ignore_index
+    factor = is_counted.to(dtype) if weights is None else weights[..., pixels].to(dtype) * is_counted
+    return target * is_counted, factor

@@ -1,0 +1,142 @@
+"""Our time beside the floor of the hardware: python -m tools.benchmark {data,objective,step,...,all}.
+
+Every row runs the project's own modules and, in turns with them in the same process and on the same tensors, a floor
+that no implementation could do without. `ratio` is ours over the floor; times are medians; `peak_mib` is what ours
+takes at once beyond what is there before.
+"""
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tools import benchmark_rows as rows
+from tools.benchmark_rows import Row, Setup
+from utils.config import Config, load_config
+from utils.distributed import process_group
+from utils.report import environment
+
+ROWS: dict[str, Callable[[Setup], Iterator[Row]]] = {
+    "data": rows.data,
+    "objective": rows.objective,
+    "step": rows.step,
+    "evaluate": rows.evaluation,
+    "index": rows.index,
+    "startup": rows.startup,
+    "scaling": rows.scaling,
+    "ddp": rows.ddp,
+}
+_COLUMNS = "| row | what | ours | floor | ratio | aim | peak MiB | logits alive |"
+
+
+def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", choices=[*ROWS, "all"], help="what to measure")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="YAML file with the model, training and losses of step, scaling and ddp (default: DeepLabV3-R50, "
+        "crop 256, batch 4)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own choice)")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="tiny sizes, one repetition: does it run? The figures mean nothing",
+    )
+    return parser, parser.parse_args()
+
+
+def default_config(quick: bool) -> Config:
+    """DeepLabV3-R50 at crop 256 and batch 4, without ImageNet weights; tiny where `quick`."""
+    return Config.model_validate(
+        {
+            "task": "15-1",
+            "data": {"name": "voc", "num_workers": 0},
+            "model": {
+                "backbone": "test_resnet" if quick else "resnet50",
+                "channels": 8 if quick else 256,
+                "pretrained": False,
+            },
+            "train": {
+                "batch_size": 2 if quick else 4,
+                "crop_size": 32 if quick else 256,
+                "num_epochs": 1,
+                "lr_base": 1e-3,
+                "lr_incremental": 1e-4,
+            },
+            "loss": {
+                name: {"enabled": True}
+                for name in ("pseudo_label", "feature_distillation", "output_distillation", "orthogonal")
+            },
+        }
+    )
+
+
+def format_row(row: Row) -> str:
+    """One line of the Markdown table under _COLUMNS."""
+
+    def number(value: float | None, digits: int) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    times = [
+        "" if seconds is None else f"{1e3 * seconds:.{0 if seconds > 0.1 else 2}f} ms"
+        for seconds in (row.ours_s, row.floor_s)
+    ]
+    numbers = number(row.ratio, 2), number(row.aim, 2), number(row.peak_mib, 0), number(row.logits_alive, 2)
+    return "| " + " | ".join([row.name, row.what, *times, *numbers]) + " |"
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What was measured on: processor or GPU, cores, threads, commit and versions."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    cores = os.cpu_count()
+    return {"cpu": name, "cores": cores, "threads": torch.get_num_threads(), "gpu": gpu, **environment()}
+
+
+def main() -> None:
+    """Measure the rows asked for and print each as soon as it is there."""
+    parser, args = parse_arguments()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    try:
+        config = load_config(args.config) if args.config else default_config(args.quick)
+        with process_group(args.device) as worker:
+            setup = Setup(worker, config, args.quick)
+            machine = describe_machine(setup.device)
+            print(
+                f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
+                f"PyTorch {torch.__version__}\n\n{_COLUMNS}\n|{'---|' * 8}",
+                flush=True,
+            )
+            measured = []
+            for name in ROWS if args.rows == "all" else [args.rows]:
+                for row in ROWS[name](setup):
+                    measured.append({**asdict(row), "ratio": row.ratio})
+                    print(format_row(row), flush=True)
+        if args.json is not None:
+            content = {"machine": machine, "quick": args.quick, "rows": measured}
+            args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

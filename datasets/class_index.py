@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
@@ -125,9 +126,7 @@ def _read_mask(job: MaskJob) -> list[int] | str:
             if mask.mode not in ("L", "P"):
                 return f"{path}: a mask must be an 8-bit palette or grey PNG of class ids; found mode {mask.mode}"
             mask_size = mask.size
-            # Striking a mask's bytes from all bytes leaves those that it lacks: half the time of a histogram.
-            absent = _ALL_BYTES.translate(None, delete=np.asarray(mask).tobytes())
-            ids = sorted(_ALL_IDS.difference(absent))
+            ids = _distinct_ids(np.asarray(mask))
     except (OSError, SyntaxError, ValueError) as error:
         return f"{path}: not a mask that Pillow can decode ({error})"
     unknown = [i for i in ids if i >= job.num_classes]
@@ -140,6 +139,17 @@ def _read_mask(job: MaskJob) -> list[int] | str:
     if image_size != mask_size:
         return describe_size_mismatch(job.image_path, image_size, path, mask_size)
     return ids
+
+
+def _distinct_ids(mask: npt.NDArray[np.uint8]) -> list[int]:
+    """The values of a mask, sorted, 255 left out."""
+    pixels = mask.reshape(-1)
+    num_words = pixels.size // 8
+    words = pixels[: 8 * num_words].view(np.uint64)
+    # Masks are mostly runs of one class: what equals its neighbour needs no second look.
+    changes = words[:-1][words[1:] != words[:-1]].tobytes() + pixels[max(0, 8 * num_words - 8) :].tobytes()
+    # Striking the bytes found from all bytes leaves those that are absent: faster than counting them.
+    return sorted(_ALL_IDS.difference(_ALL_BYTES.translate(None, delete=changes)))
 
 
 def _read_image_size(path: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
@@ -153,9 +154,7 @@ def _read_mask(job: MaskJob) -> list[int] | str:
             if (problem := describe_mask_format(mask)) is not None:
                 return f"{path}: {problem}"
             mask_size = mask.size
-            # Striking a mask's bytes from all bytes leaves those that it lacks: half the time of a histogram.
-            absent = _ALL_BYTES.translate(None, delete=np.asarray(mask).tobytes())
-            ids = sorted(_ALL_IDS.difference(absent))
+            ids = _distinct_ids(np.asarray(mask))
     except UNDECODABLE as error:
         return describe_undecodable(path, "a mask", error)
     unknown = [i for i in ids if i >= job.num_classes]
@@ -167,6 +166,17 @@ def _read_mask(job: MaskJob) -> list[int] | str:
         return describe_undecodable(job.image_path, "an image", error)
     problem = describe_size(job.image_path, image_size, path, mask_size)
     return ids if problem is None else problem
+
+
+def _distinct_ids(mask: npt.NDArray[np.uint8]) -> list[int]:
+    """The values of a mask, sorted, 255 left out."""
+    pixels = mask.reshape(-1)
+    num_words = pixels.size // 8
+    words = pixels[: 8 * num_words].view(np.uint64)
+    # Masks are mostly runs of one class: what equals its neighbour needs no second look.
+    changes = words[:-1][words[1:] != words[:-1]].tobytes() + pixels[max(0, 8 * num_words - 8) :].tobytes()
+    # Striking the bytes found from all bytes leaves those that are absent: faster than counting them.
+    return sorted(_ALL_IDS.difference(_ALL_BYTES.translate(None, delete=changes)))
 
 
 def _read_image_size(path: str) -> tuple[int, int]:

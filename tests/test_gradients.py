@@ -238,3 +238,27 @@ def test_a_mean_over_the_means_of_the_halves_would_give_another_gradient(
         halves.append({name: p.grad / 2 for name, p in model.named_parameters() if p.grad is not None})
     naive = {name: halves[0][name] + halves[1][name] for name in halves[0]}
     assert relative_difference(naive, whole[1]) > 0.1
+
+
+def test_the_loss_scale_leaves_the_gradient_as_it_is_and_skips_an_update_that_overflows(
+    config: Config, whole: Iteration
+) -> None:
+    model, old_model = make_models(config)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1)
+    optimizer = build_optimizer(model, config.train, is_base_step=False)
+    objective = build_objective(config, STEP)
+    backward(model, old_model, objective, micro_batches(1, 0, 1), scaler, config, Worker(CPU))
+    scaler.unscale_(optimizer)
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert relative_difference(gradients, whole[1]) < 1e-4
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    next(iter(model.backbone_parameters())).grad.fill_(torch.inf)  # type: ignore[union-attr]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaler.scale(torch.ones(1))  # the scale comes to life with its first loss
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 2.0**9
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    restored = torch.amp.GradScaler("cpu")
+    restored.load_state_dict(scaler.state_dict())
+    assert restored.state_dict() == scaler.state_dict()

@@ -27,7 +27,8 @@ def pixel_statistics(backbone: str) -> tuple[Tensor, Tensor]:
 
 
 def build_backbone(name: str, pretrained: bool | str, output_stride: int) -> tuple[nn.Module, int]:
-    """Return a timm feature extractor that yields its last feature map only, and that map's channels.
+    """Return a timm feature extractor that yields the feature maps of its last stages (four at most), and the channels
+    of the last.
 
     pretrained: True fetches timm's ImageNet weights, a string is the path of a state dict for the backbone,
     False starts from random weights.
@@ -38,7 +39,7 @@ def build_backbone(name: str, pretrained: bool | str, output_stride: int) -> tup
         backbone: nn.Module = timm.create_model(
             name,
             features_only=True,
-            out_indices=(-1,),
+            out_indices=(-4, -3, -2, -1),
             output_stride=output_stride,
             pretrained=pretrained is True,
         )

@@ -39,8 +39,12 @@ class SegmentationModel(nn.Module):
         """Classes of each step so far, background counted in the first."""
         raise NotImplementedError
 
-    def grow(self, num_new: int, weight_transfer: bool) -> None:
-        """Add the classes of a new step (background weight transfer: they start as the background)."""
+    def grow(self, num_new: int, weight_transfer: bool, balanced_bias: bool = False) -> None:
+        """Add the classes of a new step.
+
+        weight_transfer: they start as the background. balanced_bias: background and new classes share what the
+        background scored, their biases lowered by log(1 + new classes) (MiB, arXiv 2002.00718, eq. 10).
+        """
         raise NotImplementedError
 
     def backbone_parameters(self) -> list[nn.Parameter]:
@@ -51,5 +55,10 @@ class SegmentationModel(nn.Module):
         """Return the parameters of the classes themselves."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor) -> SegOutput:
+    def newest_parameters(self) -> list[nn.Parameter]:
+        """Return those of them that belong to the newest step's classes."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, with_stages: bool = False) -> SegOutput:
+        """with_stages: fill `SegOutput.stages`, where the backbone has stages."""
         raise NotImplementedError

@@ -1,5 +1,7 @@
 """A 1x1 classifier that grows by one head a step."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,8 +22,11 @@ class GrowingClassifier(nn.Module):
         """Classes of each step so far, background counted in the first."""
         return [len(head.get_parameter("bias")) for head in self.heads]
 
-    def grow(self, num_new: int, weight_transfer: bool) -> None:
-        """Append a head of `num_new` classes, copied from the background's row if `weight_transfer`."""
+    def grow(self, num_new: int, weight_transfer: bool, balanced_bias: bool = False) -> None:
+        """Append a head of `num_new` classes, copied from the background's row if `weight_transfer`.
+
+        balanced_bias: see `SegmentationModel.grow`.
+        """
         weight, bias = self.class_tokens(), self._bias()
         head = nn.Conv2d(weight.shape[1], num_new, kernel_size=1, device=weight.device, dtype=weight.dtype)
         if weight_transfer:
@@ -29,6 +34,10 @@ class GrowingClassifier(nn.Module):
                 head.weight.copy_(weight[:1, :, None, None].expand_as(head.weight))
                 head.get_parameter("bias").copy_(bias[:1].expand(num_new))
         self.heads.append(head)
+        if balanced_bias:
+            with torch.no_grad():
+                for shared in (self.heads[0].get_parameter("bias")[:1], head.get_parameter("bias")):
+                    shared.sub_(math.log(num_new + 1))
 
     def class_tokens(self) -> Tensor:
         """Return (K,D), the classifier's rows."""

@@ -72,8 +72,8 @@ class DeepLabV3(SegmentationModel):
     def num_classes(self) -> list[int]:
         return self.classifier.num_classes
 
-    def grow(self, num_new: int, weight_transfer: bool) -> None:
-        self.classifier.grow(num_new, weight_transfer)
+    def grow(self, num_new: int, weight_transfer: bool, balanced_bias: bool = False) -> None:
+        self.classifier.grow(num_new, weight_transfer, balanced_bias)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         return list(self.backbone.parameters())
@@ -81,11 +81,15 @@ class DeepLabV3(SegmentationModel):
     def classifier_parameters(self) -> list[nn.Parameter]:
         return list(self.classifier.parameters())
 
-    def forward(self, images: Tensor) -> SegOutput:
-        x = self.normalise(images)
-        features = self.project(self.aspp(self.backbone(x)[0]))
+    def newest_parameters(self) -> list[nn.Parameter]:
+        return list(self.classifier.heads[-1].parameters())
+
+    def forward(self, images: Tensor, with_stages: bool = False) -> SegOutput:
+        stages = self.backbone(self.normalise(images))
+        features = self.project(self.aspp(stages[-1]))
         grid_logits = self.classifier(features)
         # Under autocast the classifier answers in half precision; what is softmaxed is upsampled in float32.
         grid_logits = grid_logits.to(torch.promote_types(grid_logits.dtype, torch.float32))
         logits = self.to_image_size(grid_logits, images.shape[2:])
-        return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), None)
+        kept = tuple(stages) if with_stages else ()
+        return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), None, kept)

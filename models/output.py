@@ -12,7 +12,8 @@ class SegOutput(NamedTuple):
 
     logits: (B,K,H,W) at image size; grid_logits: (B,K,h,w) before upsampling; features: (B,D,h,w), what
     feature distillation compares; class_tokens: (K,D), one vector a class; class_embeddings: (B,K,D) where
-    the model decodes classes per image, else None.
+    the model decodes classes per image, else None; stages: feature maps (B,C,h,w) of the backbone, fine to coarse,
+    empty unless asked for.
     """
 
     logits: Tensor
@@ -20,6 +21,7 @@ class SegOutput(NamedTuple):
     features: Tensor
     class_tokens: Tensor
     class_embeddings: Tensor | None
+    stages: tuple[Tensor, ...] = ()
 
 
 def upsample(grid_logits: Tensor, size: torch.Size) -> Tensor:

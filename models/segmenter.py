@@ -27,8 +27,12 @@ class ClassTokens(nn.Module):
         self.scales = nn.ParameterList(torch.ones(count) for count in num_classes)
         self.shifts = nn.ParameterList(torch.zeros(count) for count in num_classes)
 
-    def grow(self, num_new: int, weight_transfer: bool) -> None:
-        """Append `num_new` tokens, copies of the background's if `weight_transfer`; their affine is 1 and 0."""
+    def grow(self, num_new: int, weight_transfer: bool, balanced_bias: bool = False) -> None:
+        """Append `num_new` tokens, copies of the background's if `weight_transfer`; their affine is 1 and 0.
+
+        balanced_bias: see `SegmentationModel.grow`; shifts are the biases here, and the norm over classes makes it
+        hold approximately.
+        """
         background = self.tokens[0].detach()[:1]
         if weight_transfer:
             tokens = background.repeat(num_new, 1)
@@ -37,6 +41,10 @@ class ClassTokens(nn.Module):
         self.tokens.append(nn.Parameter(tokens))
         self.scales.append(nn.Parameter(background.new_ones(num_new)))
         self.shifts.append(nn.Parameter(background.new_zeros(num_new)))
+        if balanced_bias:
+            with torch.no_grad():
+                for shared in (self.shifts[0][:1], self.shifts[-1]):
+                    shared.sub_(math.log(num_new + 1))
 
     def class_tokens(self) -> Tensor:
         """Return (K,D)."""
@@ -121,8 +129,8 @@ class Segmenter(SegmentationModel):
     def num_classes(self) -> list[int]:
         return [len(tokens) for tokens in self.classifier.tokens]
 
-    def grow(self, num_new: int, weight_transfer: bool) -> None:
-        self.classifier.grow(num_new, weight_transfer)
+    def grow(self, num_new: int, weight_transfer: bool, balanced_bias: bool = False) -> None:
+        self.classifier.grow(num_new, weight_transfer, balanced_bias)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         return list(self.backbone.parameters())
@@ -130,11 +138,15 @@ class Segmenter(SegmentationModel):
     def classifier_parameters(self) -> list[nn.Parameter]:
         return list(self.classifier.parameters())
 
+    def newest_parameters(self) -> list[nn.Parameter]:
+        parts = (self.classifier.tokens, self.classifier.scales, self.classifier.shifts)
+        return [part[-1] for part in parts]
+
     def to_image_size(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
         padded = torch.Size(side * self.patch_size for side in grid_logits.shape[2:])
         return upsample(grid_logits, padded)[:, :, : size[0], : size[1]]
 
-    def forward(self, images: Tensor) -> SegOutput:
+    def forward(self, images: Tensor, with_stages: bool = False) -> SegOutput:
         height, width = images.shape[2:]
         grid = [math.ceil(side / self.patch_size) for side in (height, width)]
         missing = [cells * self.patch_size - side for cells, side in zip(grid, (height, width), strict=True)]

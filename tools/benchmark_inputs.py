@@ -29,11 +29,11 @@ def random_outputs(
             (batch, 256, 32, 32),
             (channels, 256),
         )
-        tensors = [
+        logits, grid_logits, features, class_tokens = (
             (3 * torch.randn(shape, generator=generator, device=device)).requires_grad_(trained)
             for shape in shapes
-        ]
-        return SegOutput(*tensors, None)  # type: ignore[call-arg]
+        )
+        return SegOutput(logits, grid_logits, features, class_tokens, None)
 
     labels = random_labels((batch, size, size), num_old, num_new, device)
     return output(num_classes, True), output(num_old, False), labels

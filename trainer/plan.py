@@ -142,6 +142,12 @@ def check_base(config: Config, task: Task) -> None:
         raise ValueError(
             f"init_from: {config.init_from} holds another model (model: {'; '.join(differing)}, there → here)"
         )
+    kinds = [with_defaults(checkpoint["config"])["loss"]["cross_entropy"], config.loss.cross_entropy]
+    if kinds.count("bce") == 1:
+        raise ValueError(
+            f"init_from: {config.init_from} was trained with loss.cross_entropy {kinds[0]}, this run is with "
+            f"{kinds[1]}; bce needs a base step of its own, whose scores are sigmoids"
+        )
     try:
         restore_model(config, checkpoint)
     except ValueError as error:

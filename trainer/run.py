@@ -21,6 +21,7 @@ from trainer.plan import Plan, synchronises_batch_norm
 from trainer.progress import clear_progress
 from trainer.score import best_weights, score_on_holdout, validate, validation_dataset
 from trainer.step import build_objective, train_step
+from trainer.thresholds import measure_thresholds
 from utils.config import TrainConfig
 from utils.distributed import Worker, seed_everything
 from utils.files import write_atomic
@@ -96,8 +97,7 @@ def learn(
                 list_path = run_dir / folder / f"step_{step.index}.txt"
                 write_atomic(list_path, "".join(f"{image_id}\n" for image_id in ids))
     seed_everything(config.seed, step.index)
-    objective = build_objective(config, step)
-    model, old_model = start_models(plan, step, objective.needs_old_model, worker)
+    model, old_model = start_models(plan, step, build_objective(config, step).needs_old_model, worker)
     dataset = StepDataset(
         plan.train,
         image_ids,
@@ -106,6 +106,10 @@ def learn(
         config.seed,
         step.index,
     )
+    thresholds = None
+    if old_model is not None and config.loss.pseudo_label.kind == "entropy":
+        thresholds = measure_thresholds(old_model, dataset, config, worker)
+    objective = build_objective(config, step, thresholds)
     best = best_weights(plan, step, worker)
     with interruption.deferred():
         seconds = train_step(
@@ -172,7 +176,7 @@ def start_models(
     else:
         checkpoint = load_checkpoint(checkpoint_path(config.run_dir, step.index - 1))
         model = restore_model(config, checkpoint, worker.device)
-        model.grow(step.num_new, config.loss.weight_transfer)
+        model.grow(step.num_new, config.loss.weight_transfer, config.loss.balanced_bias)
         if needs_old_model:
             old_model = restore_model(config, checkpoint, worker.device).eval().requires_grad_(False)
     learns_statistics = step.index == 0 or not config.train.freeze_bn

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader
 from datasets.incremental import StepDataset, TrainSampler
 from datasets.tasks import Step
 from datasets.unreadable import Unreadable
+from losses.binary_cross_entropy import SigmoidPseudoLabel
+from losses.entropy_pseudo_label import EntropyPseudoLabel
 from losses.objective import Objective
 from losses.pseudo_label import SelectivePseudoLabel
 from models import SegmentationModel
@@ -21,7 +23,7 @@ from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
 from trainer.predict import autocast
 from trainer.progress import MidStepSaves, Stateful
 from trainer.score import BestWeights
-from utils.config import Config, TrainConfig
+from utils.config import Config, PseudoLabelConfig, TrainConfig
 from utils.distributed import Worker
 from utils.errors import RunError
 from utils.logging import RunLog
@@ -32,24 +34,48 @@ class NonFiniteLossError(RunError, RuntimeError):
     """A term of the loss is infinite or not a number: the weights from there on are worth nothing."""
 
 
-def build_objective(config: Config, step: Step) -> Objective:
-    """Return the terms of a step: cross-entropy alone in the base step, what the config switches on later."""
-    if step.index == 0:
-        return Objective()
+def build_objective(config: Config, step: Step, thresholds: Tensor | None = None) -> Objective:
+    """Return the terms of a step: cross-entropy alone in the base step, what the config switches on later.
+
+    thresholds: (K_old,) of pseudo-labels by entropy, as `trainer.thresholds` measures them; the least
+    allowed where not given.
+    """
     loss = config.loss
-    pseudo_label = SelectivePseudoLabel(loss.pseudo_label.threshold) if loss.pseudo_label.enabled else None
+    if step.index == 0:
+        return Objective(cross_entropy="bce" if loss.cross_entropy == "bce" else "plain")
     return Objective(
-        pseudo_label=pseudo_label,
+        cross_entropy=loss.cross_entropy,
+        pseudo_label=build_pseudo_label(loss.pseudo_label, step, thresholds),
         pseudo_label_weight=loss.pseudo_label.weight,
+        adaptive_factor=loss.pseudo_label.adaptive_factor,
         feature_distillation_weight=loss.feature_distillation.weight
         if loss.feature_distillation.enabled
         else None,
+        feature_distillation_kind=loss.feature_distillation.kind,
         output_distillation_weight=loss.output_distillation.weight
         if loss.output_distillation.enabled
         else None,
+        output_distillation_kind=loss.output_distillation.kind,
         orthogonal_weight=loss.orthogonal.weight if loss.orthogonal.enabled else None,
+        local_pod_weights=(loss.local_pod.weight, loss.local_pod.features_weight)
+        if loss.local_pod.enabled
+        else None,
         num_new=step.num_new,
     )
+
+
+def build_pseudo_label(
+    config: PseudoLabelConfig, step: Step, thresholds: Tensor | None
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Return what fills the background of a step's labels, if anything does."""
+    if not config.enabled:
+        return None
+    if config.kind == "entropy":
+        least = torch.full((step.num_old,), config.threshold)
+        return EntropyPseudoLabel(least if thresholds is None else thresholds)
+    if config.kind == "sigmoid":
+        return SigmoidPseudoLabel(config.threshold)
+    return SelectivePseudoLabel(config.threshold)
 
 
 def train_step(
@@ -140,10 +166,16 @@ def train_step(
     return time.monotonic() - history.started
 
 
-def prepare_for_training(model: nn.Module, step: Step, train: TrainConfig) -> None:
-    """Put the model into training mode, BatchNorm frozen where incremental steps keep it."""
+def prepare_for_training(model: SegmentationModel, step: Step, train: TrainConfig) -> None:
+    """Put the model into training mode, what incremental steps keep frozen: BatchNorm, or all but new classes."""
     model.train()
-    if step.index > 0 and train.freeze_bn:
+    if step.index == 0:
+        return
+    if train.freeze_extractor:
+        model.eval().requires_grad_(False)
+        for parameter in model.newest_parameters():
+            parameter.requires_grad_()
+    elif train.freeze_bn:
         freeze_batch_norm(model)
 
 
@@ -177,7 +209,7 @@ def backward(
         if objective.needs_old_model:
             assert old_model is not None
             with torch.no_grad(), autocast(config.train.amp, worker.device):
-                old = old_model(images)
+                old = old_model(images, with_stages=objective.needs_stages)
         targets.append(objective.prepare(labels, old))
         # Full-size logits of all micro-batches would take the memory that accumulation saves.
         old_outputs.append(old if old is None or len(batches) == 1 else old._replace(logits=None))
@@ -192,7 +224,7 @@ def backward(
         )
         with waits:
             with autocast(config.train.amp, worker.device):
-                output = model(images)
+                output = model(images, with_stages=objective.needs_stages)
             old = old_outputs[index]
             if old_model is not None and old is not None and old.logits is None:
                 old = old._replace(logits=old_model.to_image_size(old.grid_logits, images.shape[2:]))

@@ -22,8 +22,45 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "finetune": {},
     "joint": {"data": {"train_on": "seen"}},
+    # LwF and ILT: the weights of MiB's comparison of methods for segmentation (arXiv 2002.00718).
+    "lwf": {"loss": {"output_distillation": {"enabled": True, "kind": "plain", "weight": 100.0}}},
+    "ilt": {
+        "loss": {
+            "feature_distillation": {"enabled": True, "kind": "plain", "weight": 100.0},
+            "output_distillation": {"enabled": True, "kind": "plain", "weight": 100.0},
+        }
+    },
+    "mib": {
+        "loss": {
+            "cross_entropy": "unbiased",
+            "output_distillation": {"enabled": True, "kind": "unbiased", "weight": 10.0},
+            "weight_transfer": True,
+            "balanced_bias": True,
+        }
+    },
+    "plop": {
+        "loss": {
+            "pseudo_label": {
+                "enabled": True,
+                "kind": "entropy",
+                "threshold": 0.001,
+                "adaptive_factor": True,
+            },
+            "local_pod": {"enabled": True},
+            "weight_transfer": True,
+            "balanced_bias": True,
+        }
+    },
+    "ssul": {
+        "train": {"freeze_extractor": True},
+        "loss": {
+            "cross_entropy": "bce",
+            "pseudo_label": {"enabled": True, "kind": "sigmoid", "threshold": 0.7},
+        },
+    },
 }
-"""What a method sets; a field that the file or `--set` names wins over it."""
+"""What a method sets; a field that the file or `--set` names wins over it. A `method` given by `--set` leaves out the
+`loss` section of a file that was written for another one: its weights belong to that one's terms."""
 
 MAY_DIFFER = (
     "log",
@@ -146,6 +183,8 @@ class TrainConfig(Section):
     """Largest norm of the gradient; null does not clip."""
     freeze_bn: bool = True
     """Keep BatchNorm (statistics and affine) as the base step left it in incremental steps."""
+    freeze_extractor: bool = False
+    """Train the classifier of the new classes only in incremental steps (SSUL)."""
     sync_bn: bool = True
     """BatchNorm statistics over all ranks (GPUs only)."""
     amp: Literal["off", "bf16", "fp16"] = "off"
@@ -163,11 +202,17 @@ class TrainConfig(Section):
 
 class PseudoLabelConfig(Section):
     enabled: bool = False
-    """Selective pseudo-labelling of the background by the old model."""
+    """Pseudo-labelling of the background by the old model."""
+    kind: Literal["selective", "entropy", "sigmoid"] = "selective"
+    """By probability, unsure old classes ignored (MBS); by entropy under the class's median over the step's images, all
+    else ignored (PLOP); by score of a sigmoid, all else background (SSUL)."""
     weight: float = Field(1.0, ge=0)
     """Weight of pseudo-labelled pixels in the cross-entropy; labelled ones have 1."""
     threshold: float = Field(0.7, ge=0, le=1)
-    """Probability from which an old class is taken over."""
+    """Probability (`sigmoid`: score) from which an old class is taken over; `entropy`: the least that a class's
+    threshold may be, 1 being the entropy of knowing nothing."""
+    adaptive_factor: bool = False
+    """Scale every image's cross-entropy by the share of its background that got a pseudo-label (PLOP)."""
 
 
 class TermConfig(Section):
@@ -177,22 +222,46 @@ class TermConfig(Section):
     """Its factor in the total loss."""
 
 
+class FeatureDistillationConfig(TermConfig):
+    kind: Literal["adaptive", "plain"] = "adaptive"
+    """Cells weighted by what the old model knows (MBS), or all alike (ILT)."""
+
+
 class OutputDistillationConfig(TermConfig):
+    kind: Literal["label_guided", "plain", "unbiased"] = "label_guided"
+    """Old background expected of the labelled class (MBS), old classes alone (LwF, ILT), or new classes joined to the
+    background (MiB)."""
     weight: float = Field(25.0, ge=0)
-    """λ; acts as λ/K, the distillation being a mean over channels."""
+    """λ; acts as λ/K, the distillation being a mean over channels (of the old model for `plain` and `unbiased`)."""
+
+
+class LocalPodConfig(Section):
+    enabled: bool = False
+    """Whether the term takes part in incremental steps; needs model.name deeplabv3."""
+    weight: float = Field(0.01, ge=0)
+    """Factor of the backbone's stages; both are scaled by √(classes / new classes)."""
+    features_weight: float = Field(0.0005, ge=0)
+    """Factor of the features before the classifier."""
 
 
 class LossConfig(Section):
+    cross_entropy: Literal["plain", "unbiased", "bce"] = "plain"
+    """Over a softmax; over one whose background may be any old class (MiB; incremental steps); over a sigmoid a class
+    (SSUL; the base step too)."""
     pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
-    """Selective pseudo-labelling."""
-    feature_distillation: TermConfig = TermConfig()
-    """Adaptive feature distillation."""
+    """Pseudo-labelling."""
+    feature_distillation: FeatureDistillationConfig = FeatureDistillationConfig()
+    """Feature distillation."""
     output_distillation: OutputDistillationConfig = OutputDistillationConfig()
-    """Label-guided output distillation."""
+    """Output distillation."""
     orthogonal: TermConfig = TermConfig()
     """Orthogonal loss on the class tokens."""
+    local_pod: LocalPodConfig = LocalPodConfig()
+    """Local POD over the backbone's stages and the features (PLOP)."""
     weight_transfer: bool = False
     """New classes start as copies of the background's classifier."""
+    balanced_bias: bool = False
+    """With weight_transfer: background and new classes share what the background scored (MiB's initialisation)."""
 
 
 class EvaluateConfig(Section):
@@ -236,7 +305,7 @@ class Config(Section):
     """Order in which a named task learns: data set ids, 0 first, or a published order such as '15-1_b' (VOC)."""
     setting: Literal["overlap", "disjoint", "partitioned"] = "overlap"
     """Which images serve a step."""
-    method: Literal["mbs", "finetune", "joint"] = "mbs"
+    method: Literal["mbs", "finetune", "joint", "lwf", "ilt", "mib", "plop", "ssul"] = "mbs"
     """Preset of the terms below; a term set by hand wins over it."""
     seed: int = Field(0, ge=0)
     """Seed of weights, order and augmentation."""
@@ -309,9 +378,17 @@ def load_config(
     values = read_yaml(path)
     problems: list[str] = []
     overridden: list[str] = []
+    own_method = values.get("method", "mbs")
+    parsed: list[tuple[str, Any]] = []
     for override in overrides:
         try:
-            key, value = parse_override(override)
+            parsed.append(parse_override(override))
+        except ValueError as error:
+            problems.append(str(error))
+    if dict(parsed).get("method", own_method) != own_method:
+        values.pop("loss", None)
+    for key, value in parsed:
+        try:
             _set(values, key, value)
             overridden.append(key)
         except ValueError as error:
@@ -354,6 +431,17 @@ def _contradictions(config: Config) -> list[str]:
         )
     if config.checkpoint == "best_holdout" and config.val_fraction == 0:
         problems.append("checkpoint: best_holdout needs held-out images: set val_fraction, such as 0.1")
+    if config.loss.local_pod.enabled and config.model.name != "deeplabv3":
+        problems.append(
+            f"loss.local_pod.enabled: compares the stages of a convolutional backbone, which model.name "
+            f"{config.model.name} has not; use model.name deeplabv3, or another method"
+        )
+    if config.loss.balanced_bias and not config.loss.weight_transfer:
+        problems.append(
+            "loss.balanced_bias: shares the background's score with its copies; needs loss.weight_transfer"
+        )
+    if config.loss.pseudo_label.adaptive_factor and not config.loss.pseudo_label.enabled:
+        problems.append("loss.pseudo_label.adaptive_factor: needs loss.pseudo_label.enabled")
     if config.class_order is not None and not isinstance(config.task, str):
         problems.append(
             "class_order: goes with a named task such as '15-1'; lists of names in task have their own order"

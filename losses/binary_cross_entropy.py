@@ -1,0 +1,46 @@
+"""One sigmoid a class, and the pseudo-labels of such a model (SSUL, arXiv 2106.11562)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from losses.reduction import at_least_float32
+
+
+def binary_cross_entropy(
+    logits: Tensor, labels: Tensor, ignore_index: int, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the sum over labelled pixels and all classes of the binary cross-entropy, and the number of pixels.
+
+    Every class, background included, is asked whether the pixel shows it. Ours: summed over classes, averaged over
+    labelled pixels.
+
+    logits: (B,K,H,W); labels: (B,H,W) int64; weights: (B,H,W), the pixels' factors, None for 1.
+    """
+    logits = at_least_float32(logits)
+    is_labelled = labels != ignore_index
+    # −log σ(z) where the class is shown, −log(1 − σ(z)) = −log σ(z) + z elsewhere.
+    own = logits.gather(1, labels.masked_fill(~is_labelled, 0)[:, None])[:, 0]
+    per_pixel = (F.softplus(logits).sum(dim=1) - own).masked_fill(~is_labelled, 0)
+    return (per_pixel if weights is None else weights * per_pixel).sum(), is_labelled.sum()
+
+
+def sigmoid_pseudo_labels(labels: Tensor, old_logits: Tensor, threshold: float) -> Tensor:
+    """Put the old model's likeliest class where the label is background and that class scores `threshold` (eq. 2).
+
+    Everything else stays. Without saliency there is no unknown class: background stays background.
+    labels: (B,H,W) int64; old_logits: (B,K_old,H,W), scores are their sigmoids. Returns (B,H,W) int64.
+    """
+    score, old_class = at_least_float32(old_logits.detach()).sigmoid().max(dim=1)
+    is_taken = (labels == 0) & (old_class != 0) & (score >= threshold)
+    return torch.where(is_taken, old_class, labels)
+
+
+class SigmoidPseudoLabel:
+    """`sigmoid_pseudo_labels` with its threshold; (labels, old_logits) -> pseudo_labels."""
+
+    def __init__(self, threshold: float = 0.7) -> None:
+        self.threshold = threshold
+
+    def __call__(self, labels: Tensor, old_logits: Tensor) -> Tensor:
+        return sigmoid_pseudo_labels(labels, old_logits, self.threshold)

@@ -74,7 +74,7 @@ def test_an_image_counts_for_every_seen_class_that_it_shows() -> None:
 @pytest.mark.parametrize(("labels", "expected"), [("step", {0, 3}), ("seen", {0, 1, 2, 3})])
 def test_labels_of_memory_are_the_steps_or_those_of_all_seen_classes(labels: str, expected: set[int]) -> None:
     class Source:
-        def read(self, image_id: str) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+        def read(self, image_id: str) -> tuple[np.ndarray, np.ndarray]:
             label = np.arange(5, dtype=np.uint8).repeat(10)[:, None].repeat(50, axis=1)
             return np.zeros((50, 50, 3), dtype=np.uint8), label
 

@@ -47,9 +47,15 @@ def runs(tmp_path: Path) -> list[str]:
 
 
 def test_markdown_has_means_and_deviations_of_seeds_and_the_best_in_bold(
-    runs: list[str], capsys: pytest.CaptureFixture[str]
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*runs, "--group-by", "method"]) == 0
+    other = tmp_path / "class_index"
+    other.mkdir()
+    (tmp_path / "mbs_1" / "results.json").rename(tmp_path / "kept")
+    assert main([*runs, str(other)]) == 0
+    assert capsys.readouterr().out.splitlines()[-2] == f"- {runs[1]} (0 steps finished)"
+    (tmp_path / "kept").rename(tmp_path / "mbs_1" / "results.json")
+    assert main([*runs, str(other), "--group-by", "method"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| method | runs | all | old | new | hIoU | forgetting | all w/o bg |")
     high, low = "**55.0 ± 7.1**", "**27.5 ± 3.5**"  # std of 0.5 and 0.6: 0.1 / √2
@@ -102,8 +108,11 @@ def test_wrong_folders_and_fields_are_named(
 ) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "results.json").write_text('{"steps": 3}')
+    (tmp_path / "bad" / "config.yaml").write_text("seed: 0")
     wrong = [[str(tmp_path / "none")], [str(tmp_path / "bad")], [*runs, "--group-by", "colour"]]
-    for arguments, expected in zip(wrong, ("none/results.json", "bad/results.json", "colour"), strict=True):
+    for arguments, expected in zip(
+        wrong, ("none: no such folder", "bad/results.json", "colour"), strict=True
+    ):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2

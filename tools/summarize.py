@@ -1,8 +1,8 @@
 """Mean ± standard deviation over the seeds of many runs: python -m tools.summarize runs/* [--group-by method,task].
 
-Runs are folders with results.json. One that has not finished its task takes no part in a mean and is named below the
-table; with several seeds of one group the deviation is that of a sample (n − 1). The best mean of a column is bold,
-among rows that differ in `method` only.
+Runs are folders with config.yaml; others (runs/class_index) are passed over. A run that has not finished its task takes
+no part in a mean and is named below the table. The deviation is that of a sample (n − 1). The best mean of a column is
+bold, among rows that differ in `method` only.
 """
 
 import argparse
@@ -54,10 +54,11 @@ class Row(NamedTuple):
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run's results and config; raises ValueError or OSError naming the file."""
+    """Read a run's config and results, if it has any yet; raises ValueError or OSError naming the file."""
+    config = dict(flatten(read_yaml(folder / "config.yaml")))
     path = folder / "results.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; name folders of runs that have finished a step")
+        return Run(folder, {"steps": [], "class_names": []}, config)
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         scalars = {name: results[name] for name in ("method", "task", "setting", "dataset", "seed")}
@@ -66,8 +67,7 @@ def read_run(folder: Path) -> Run:
                 score_of(step, score)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
-    config = read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
-    return Run(folder, results, dict(flatten(config)) | scalars)
+    return Run(folder, results, config | scalars)
 
 
 def score_of(step: Mapping[str, Any], score: str) -> float | None:
@@ -84,15 +84,14 @@ def summarize(runs: Sequence[Run], group_by: Sequence[str]) -> list[Row]:
     Raises ValueError where a run has no such field.
     """
     groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
+    for run in (run for run in runs if run.is_complete):
         unknown = [field for field in group_by if field not in run.fields]
         if unknown:
             raise ValueError(
                 f"--group-by {unknown[0]}: {run.folder} has no such field; take method, task, setting, dataset, seed "
                 "or a field of its config.yaml"
             )
-        if run.is_complete:
-            groups.setdefault(tuple(str(run.fields[field]) for field in group_by), []).append(run)
+        groups.setdefault(tuple(str(run.fields[field]) for field in group_by), []).append(run)
     return [
         Row(key, members, {score: mean_and_deviation(members, score) for score in COLUMNS})
         for key, members in groups.items()
@@ -241,7 +240,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     group_by = args.group_by.split(",")
     try:
-        runs = [read_run(folder) for folder in args.runs]
+        for folder in args.runs:
+            if not folder.is_dir():
+                raise FileNotFoundError(f"{folder}: no such folder; name folders of runs, such as runs/*")
+        runs = [read_run(folder) for folder in args.runs if (folder / "config.yaml").is_file()]
         rows = summarize(runs, group_by)
         if args.plot is not None:
             write_atomic(args.plot, draw(rows))

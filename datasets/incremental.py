@@ -69,6 +69,8 @@ class StepDataset(Dataset[Sample]):
     Indexed by (epoch, index): what a sample looks like depends on (seed, step, epoch, index) and on nothing
     else, so neither on the number of workers nor on where a run was resumed. An image that cannot be read is
     replaced by the next one of the step.
+
+    memory_ids: those of the images that come from earlier steps; memory_table: their labels', None for `table`.
     """
 
     def __init__(
@@ -79,10 +81,14 @@ class StepDataset(Dataset[Sample]):
         transform: TrainTransform,
         seed: int,
         step: int,
+        memory_ids: Collection[str] = (),
+        memory_table: Table | None = None,
     ) -> None:
         self.source = source
         self.image_ids = image_ids
         self.table = table
+        self.memory_ids = frozenset(memory_ids)
+        self.memory_table = table if memory_table is None else memory_table
         self.transform = transform
         self.seed = seed
         self.step = step
@@ -98,7 +104,9 @@ class StepDataset(Dataset[Sample]):
             if not isinstance(found, str):
                 image, label = found
                 generator = make_generator(self.seed, self.step, epoch, index)
-                return *self.transform(image, remap(label, self.table), generator), "\n".join(problems)
+                is_memory = self.image_ids[candidate] in self.memory_ids
+                table = self.memory_table if is_memory else self.table
+                return *self.transform(image, remap(label, table), generator), "\n".join(problems)
             problems.append(found)
         return _blank(self.transform.crop_size, "\n".join(problems))
 

@@ -12,6 +12,7 @@ from datasets.class_index import index_classes
 from datasets.class_orders import VOC_CLASS_ORDERS
 from datasets.files import check_libraries
 from datasets.incremental import TrainSampler, select_training_images
+from datasets.memory import select_memories
 from datasets.selection import SETTINGS, select_images, split_holdout
 from datasets.shapes import ShapesDataset
 from datasets.tasks import Step, Task, build_task
@@ -29,7 +30,8 @@ CLASSES = {"voc": voc.CLASSES, "ade20k": ade20k.CLASSES, "shapes": shapes.CLASSE
 class Plan:
     """Everything a run needs, checked before it trains.
 
-    image_ids: the training images of every step; holdout_ids: those held out of them; split_sizes: images that every
+    image_ids: the training images of every step, its memory's last; memory_ids: those of them that are in memory,
+    also where they serve the step itself; holdout_ids: those held out of them; split_sizes: images that every
     step would have, by setting; finished: the entries of results.json of finished steps; base_model: the model of step
     0 before its training, where that is still to come; left_out: what there is to say of images that cannot be read.
     """
@@ -39,6 +41,7 @@ class Plan:
     train: SegmentationDataset
     val: SegmentationDataset
     image_ids: tuple[tuple[str, ...], ...]
+    memory_ids: tuple[tuple[str, ...], ...]
     holdout_ids: tuple[tuple[str, ...], ...]
     split_sizes: dict[str, list[int]]
     finished: list[dict[str, Any]]
@@ -100,8 +103,44 @@ def prepare(config: Config, worker: Worker) -> Plan:
             base_model = worker.main_only(
                 lambda: new_model(config, [task.steps[0].num_new], config.model.pretrained)
             )
-    image_ids, holdout_ids = (tuple(map(tuple, ids)) for ids in zip(*selected, strict=True))
-    return Plan(config, task, train, val, image_ids, holdout_ids, split_sizes, finished, base_model, left_out)
+    memories = choose_memories(config, task, image_classes, selected)
+    return Plan(
+        config=config,
+        task=task,
+        train=train,
+        val=val,
+        image_ids=tuple(
+            (*(image_id for image_id in own if image_id not in memory), *memory)
+            for (own, _), memory in zip(selected, memories, strict=True)
+        ),
+        memory_ids=tuple(map(tuple, memories)),
+        holdout_ids=tuple(tuple(held_out) for _, held_out in selected),
+        split_sizes=split_sizes,
+        finished=finished,
+        base_model=base_model,
+        left_out=left_out,
+    )
+
+
+def choose_memories(
+    config: Config,
+    task: Task,
+    image_classes: Mapping[str, frozenset[int]],
+    selected: list[tuple[list[str], list[str]]],
+) -> list[dict[str, None]]:
+    """Return the ids in every step's memory, in order, without what the step holds out."""
+    memory = config.memory
+    if memory.size == 0:
+        return [{} for _ in task.steps]
+    own_ids = [ids for ids, _ in selected]
+    memories = select_memories(
+        image_classes, task, own_ids, size=memory.size, strategy=memory.strategy, seed=config.seed
+    )
+    held_out = [set(ids) for _, ids in selected]
+    return [
+        dict.fromkeys(image_id for image_id in ids if image_id not in held_out[step])
+        for step, ids in enumerate(memories)
+    ]
 
 
 def check_selection(config: Config, task: Task, selected: list[tuple[list[str], list[str]]]) -> None:

@@ -92,7 +92,12 @@ def learn(
     image_ids = plan.image_ids[step.index]
     log.info(f"step {step.index}: {', '.join(plan.task.new_class_names(step))}; {len(image_ids)} images")
     if worker.is_main:
-        for folder, ids in (("train_images", image_ids), ("holdout_images", plan.holdout_ids[step.index])):
+        lists = {
+            "train_images": image_ids,
+            "memory": plan.memory_ids[step.index],
+            "holdout_images": plan.holdout_ids[step.index],
+        }
+        for folder, ids in lists.items():
             if ids:
                 list_path = run_dir / folder / f"step_{step.index}.txt"
                 write_atomic(list_path, "".join(f"{image_id}\n" for image_id in ids))
@@ -105,6 +110,8 @@ def learn(
         train_transform(config.train, model),
         config.seed,
         step.index,
+        plan.memory_ids[step.index],
+        training_table(plan.task, step, config.memory.labels),
     )
     thresholds = None
     if old_model is not None and config.loss.pseudo_label.kind == "entropy":

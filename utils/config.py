@@ -264,6 +264,15 @@ class LossConfig(Section):
     """With weight_transfer: background and new classes share what the background scored (MiB's initialisation)."""
 
 
+class MemoryConfig(Section):
+    size: int = Field(0, ge=0)
+    """Images of earlier steps that every incremental step trains on too; 0 is none."""
+    strategy: Literal["random", "class_balanced"] = "random"
+    """Which ones: any, or each for the class that the memory shows least."""
+    labels: Literal["step", "seen"] = "seen"
+    """What is labelled in them: the step's classes, as in its own images, or all classes seen so far."""
+
+
 class EvaluateConfig(Section):
     mode: Literal["center_crop", "whole", "sliding"] = "center_crop"
     """What the model sees of an image whose short side is at the crop: its centre (the literature), all of it at once,
@@ -326,6 +335,8 @@ class Config(Section):
     checkpoint: Literal["last", "best_holdout", "best_validation"] = "last"
     """Which weights a step ends with: the last, or those of the epoch that scores best on the held-out images or on the
     validation split. The last of these looks at what the literature tests on."""
+    memory: MemoryConfig = MemoryConfig()
+    """Exemplar memory, for any method; the ids are in memory/step_{t}.txt of the run."""
     loss: LossConfig = LossConfig()
     """The parts of the method."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -435,6 +446,10 @@ def _contradictions(config: Config) -> list[str]:
         problems.append(
             f"loss.local_pod.enabled: compares the stages of a convolutional backbone, which model.name "
             f"{config.model.name} has not; use model.name deeplabv3, or another method"
+        )
+    if config.memory.size and config.data.train_on == "seen":
+        problems.append(
+            "memory.size: data.train_on seen (method joint) trains on all images of earlier steps already; set one only"
         )
     if config.loss.balanced_bias and not config.loss.weight_transfer:
         problems.append(

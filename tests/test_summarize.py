@@ -1,0 +1,119 @@
+"""tools/summarize.py: means over seeds by hand, the best in bold, incomplete runs named, every format."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tools.summarize import main
+
+
+def write_run(
+    folder: Path, method: str, seed: int, miou: float, forgetting: float | None = 0.1, num_steps: int = 2
+) -> Path:
+    """Write a run of a task of two steps whose every mIoU is `miou`, without background half of it."""
+    scores = dict.fromkeys(("miou_all", "miou_old", "miou_new", "hiou"), miou)
+    names = ["background", "disc", "ring"]
+    steps: list[dict[str, Any]] = [
+        {
+            **scores,
+            "forgetting": forgetting,
+            "without_background": {score: value / 2 for score, value in scores.items()},
+            "per_class_iou": dict.fromkeys(names[: 2 + step], miou),
+        }
+        for step in range(num_steps)
+    ]
+    results = {"method": method, "task": "1-1", "setting": "overlap", "dataset": "shapes", "seed": seed}
+    run = folder / f"{method}_{seed}"
+    run.mkdir()
+    (run / "results.json").write_text(json.dumps({**results, "class_names": names, "steps": steps}))
+    (run / "config.yaml").write_text(yaml.safe_dump({"loss": {"orthogonal": {"enabled": method == "mbs"}}}))
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[str]:
+    """Two seeds of mbs at 0.5 and 0.6, one finished and one unfinished of finetune."""
+    return [
+        str(write_run(tmp_path, "mbs", 0, 0.5)),
+        str(write_run(tmp_path, "mbs", 1, 0.6, forgetting=0.3)),
+        str(write_run(tmp_path, "finetune", 0, 0.25)),
+        str(write_run(tmp_path, "finetune", 1, 0.9, num_steps=1)),
+    ]
+
+
+def test_markdown_has_means_and_deviations_of_seeds_and_the_best_in_bold(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "class_index"
+    other.mkdir()
+    (tmp_path / "mbs_1" / "results.json").rename(tmp_path / "kept")
+    assert main([*runs, str(other)]) == 0
+    assert capsys.readouterr().out.splitlines()[-2] == f"- {runs[1]} (0 steps finished)"
+    (tmp_path / "kept").rename(tmp_path / "mbs_1" / "results.json")
+    assert main([*runs, str(other), "--group-by", "method"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| method | runs | all | old | new | hIoU | forgetting | all w/o bg |")
+    high, low = "**55.0 ± 7.1**", "**27.5 ± 3.5**"  # std of 0.5 and 0.6: 0.1 / √2
+    assert (
+        lines[2]
+        == f"| mbs | 2 | {high} | {high} | {high} | {high} | 20.0 ± 14.1 | " + " | ".join([low] * 4) + " |"
+    )
+    assert lines[3].startswith("| finetune | 1 | 25.0 | 25.0 | 25.0 | 25.0 | **10.0** | 12.5 |")
+    assert lines[-1] == f"- {runs[3]} (1 steps finished)"
+
+
+def test_csv_and_json_hold_fractions_and_nothing_else(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*runs, "--format", "csv"])
+    (mbs, finetune) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (mbs["method"], mbs["task"], mbs["runs"]) == ("mbs", "1-1", "2")
+    assert float(mbs["miou_all_mean"]) == pytest.approx(0.55)
+    assert float(mbs["miou_all_std"]) == pytest.approx(0.1 / 2**0.5)
+    assert float(mbs["without_background.hiou_mean"]) == pytest.approx(0.275)
+    assert finetune["miou_all_std"] == ""
+    main([*runs, "--format", "json"])
+    captured = capsys.readouterr()
+    groups = json.loads(captured.out)
+    assert groups[0]["runs"] == runs[:2]
+    assert groups[1]["scores"]["forgetting"] == {"mean": pytest.approx(0.1), "std": None}
+    assert runs[3] in captured.err
+
+
+def test_latex_escapes_and_bolds(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main([*runs, "--format", "latex", "--group-by", "method,loss.orthogonal.enabled"])
+    text = capsys.readouterr().out
+    assert r"\begin{tabular}{ll" in text
+    assert r"mbs & True & 2 & \textbf{55.0 $\pm$ 7.1} &" in text
+    assert r"finetune & False & 1 & \textbf{25.0} &" in text, "rows of another field are no rivals"
+
+
+def test_a_score_that_a_run_lacks_is_a_dash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(write_run(tmp_path, "mbs", 0, 0.5, forgetting=None))])
+    assert "| – |" in capsys.readouterr().out
+
+
+def test_the_figure_is_a_png(runs: list[str], tmp_path: Path) -> None:
+    main([*runs, "--plot", str(tmp_path / "figure.png")])
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_wrong_folders_and_fields_are_named(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "results.json").write_text('{"steps": 3}')
+    (tmp_path / "bad" / "config.yaml").write_text("seed: 0")
+    wrong = [[str(tmp_path / "none")], [str(tmp_path / "bad")], [*runs, "--group-by", "colour"]]
+    for arguments, expected in zip(
+        wrong, ("none: no such folder", "bad/results.json", "colour"), strict=True
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+        assert expected in capsys.readouterr().err

@@ -1,0 +1,264 @@
+"""Mean ± standard deviation over the seeds of many runs: python -m tools.summarize runs/* [--group-by method,task].
+
+Runs are folders with config.yaml; others (runs/class_index) are passed over. A run that has not finished its task takes
+no part in a mean and is named below the table. The deviation is that of a sample (n − 1). The best mean of a column is
+bold, among rows that differ in `method` only.
+"""
+
+import argparse
+import csv
+import io
+import json
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from utils.config import flatten, read_yaml
+from utils.files import write_atomic
+
+SCORES = {"miou_all": "all", "miou_old": "old", "miou_new": "new", "hiou": "hIoU"}
+COLUMNS = {
+    **SCORES,
+    "forgetting": "forgetting",
+    **{f"without_background.{score}": f"{name} w/o bg" for score, name in SCORES.items()},
+}
+"""Score of a run's last step → its heading; without 'w/o bg' background counts in all and old."""
+
+
+class Run(NamedTuple):
+    """A run's folder, its results.json, and every field that runs can be grouped by."""
+
+    folder: Path
+    results: dict[str, Any]
+    fields: dict[str, Any]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its last step has learned every class of the task."""
+        steps = self.results["steps"]
+        return bool(steps) and len(steps[-1]["per_class_iou"]) == len(self.results["class_names"])
+
+
+class Row(NamedTuple):
+    """The runs of one group, all complete, and their scores: (mean, deviation) as fractions, or None."""
+
+    key: tuple[str, ...]
+    runs: list[Run]
+    scores: dict[str, tuple[float, float | None] | None]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's config and results, if it has any yet; raises ValueError or OSError naming the file."""
+    config = dict(flatten(read_yaml(folder / "config.yaml")))
+    path = folder / "results.json"
+    if not path.is_file():
+        return Run(folder, {"steps": [], "class_names": []}, config)
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        scalars = {name: results[name] for name in ("method", "task", "setting", "dataset", "seed")}
+        for step in results["steps"]:
+            for score in COLUMNS:
+                score_of(step, score)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
+    return Run(folder, results, config | scalars)
+
+
+def score_of(step: Mapping[str, Any], score: str) -> float | None:
+    """Return a score of a step's entry by its dotted name."""
+    value: Any = step
+    for name in score.split("."):
+        value = value[name]
+    return value if value is None else float(value)
+
+
+def summarize(runs: Sequence[Run], group_by: Sequence[str]) -> list[Row]:
+    """Return a row for every group of complete runs, in the order of the runs.
+
+    Raises ValueError where a run has no such field.
+    """
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in (run for run in runs if run.is_complete):
+        unknown = [field for field in group_by if field not in run.fields]
+        if unknown:
+            raise ValueError(
+                f"--group-by {unknown[0]}: {run.folder} has no such field; take method, task, setting, dataset, seed "
+                "or a field of its config.yaml"
+            )
+        groups.setdefault(tuple(str(run.fields[field]) for field in group_by), []).append(run)
+    return [
+        Row(key, members, {score: mean_and_deviation(members, score) for score in COLUMNS})
+        for key, members in groups.items()
+    ]
+
+
+def mean_and_deviation(runs: Sequence[Run], score: str, step: int = -1) -> tuple[float, float | None] | None:
+    """Return the mean of a step's score over runs and its deviation (None for one); None if a run has no value."""
+    values = [score_of(run.results["steps"][step], score) for run in runs]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None
+
+
+def best_rows(rows: Sequence[Row], group_by: Sequence[str], score: str) -> set[int]:
+    """Indices of the rows that are best among those that differ in `method` only."""
+    rivals: dict[tuple[str, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        rest = tuple(part for part, field in zip(row.key, group_by, strict=True) if field != "method")
+        if row.scores[score] is not None:
+            rivals.setdefault(rest if "method" in group_by else (), []).append(index)
+    sign = -1 if score == "forgetting" else 1
+
+    def mean(index: int) -> float:
+        found = rows[index].scores[score]
+        assert found is not None
+        return sign * found[0]
+
+    return {i for group in rivals.values() for i in group if mean(i) == max(map(mean, group))}
+
+
+def format_cells(
+    rows: Sequence[Row], group_by: Sequence[str], plus_minus: str, bold: Callable[[str], str]
+) -> list[list[str]]:
+    """Return header and rows of texts, in percent, the best ones bold."""
+    best = {score: best_rows(rows, group_by, score) for score in COLUMNS}
+    table = [[*group_by, "runs", *COLUMNS.values()]]
+    for index, row in enumerate(rows):
+        cells = []
+        for score, found in row.scores.items():
+            text = "–"
+            if found is not None:
+                mean, deviation = found
+                text = f"{100 * mean:.1f}" + (
+                    f"{plus_minus}{100 * deviation:.1f}" if deviation is not None else ""
+                )
+            cells.append(bold(text) if index in best[score] else text)
+        table.append([*row.key, str(len(row.runs)), *cells])
+    return table
+
+
+def format_markdown(rows: Sequence[Row], group_by: Sequence[str]) -> str:
+    """A Markdown table in percent."""
+    header, *body = format_cells(rows, group_by, " ± ", "**{}**".format)
+    rule = [":--"] * len(group_by) + ["--:"] * (len(header) - len(group_by))
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, rule, *body)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells) + "\n"
+
+
+def format_latex(rows: Sequence[Row], group_by: Sequence[str]) -> str:
+    """A LaTeX tabular (booktabs) in percent."""
+    header, *body = format_cells(rows, group_by, r" $\pm$ ", r"\textbf{{{}}}".format)
+    escape = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "–": "--"})
+    lines = [" & ".join(cell.translate(escape) for cell in row) + r" \\" for row in (header, *body)]
+    columns = "l" * len(group_by) + "r" * (len(header) - len(group_by))
+    start = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule"]
+    return "\n".join([*start, *lines[1:], r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def format_csv(rows: Sequence[Row], group_by: Sequence[str]) -> str:
+    """Fractions: a mean and a deviation column for every score."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        [*group_by, "runs", *(f"{score}_{part}" for score in COLUMNS for part in ("mean", "std"))]
+    )
+    for row in rows:
+        parts = [part for found in row.scores.values() for part in (found or (None, None))]
+        writer.writerow([*row.key, len(row.runs), *parts])
+    return buffer.getvalue()
+
+
+def format_json(rows: Sequence[Row], group_by: Sequence[str]) -> str:
+    """Fractions, with the folders of every group's runs."""
+    groups = [
+        {
+            **dict(zip(group_by, row.key, strict=True)),
+            "runs": [str(run.folder) for run in row.runs],
+            "scores": {
+                score: None if found is None else {"mean": found[0], "std": found[1]}
+                for score, found in row.scores.items()
+            },
+        }
+        for row in rows
+    ]
+    return json.dumps(groups, indent=2, ensure_ascii=False) + "\n"
+
+
+FORMATS = {"md": format_markdown, "csv": format_csv, "latex": format_latex, "json": format_json}
+
+
+@mpl.rc_context(
+    {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+)
+def draw(rows: Sequence[Row]) -> bytes:
+    """PNG: mIoU over steps with bands of a deviation, and the last step's with error bars, a colour a row."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    over_steps, bars = figure.subplots(1, 2)
+    names = [" · ".join(row.key) for row in rows]
+    for index, (row, name) in enumerate(zip(rows, names, strict=True)):
+        draw_over_steps(over_steps, row, name, f"C{index % 10}")
+        found = row.scores["miou_all"]
+        if found is not None:
+            bars.bar(index, 100 * found[0], yerr=100 * (found[1] or 0), capsize=3, color=f"C{index % 10}")
+    over_steps.set(xlabel="step", ylabel="mIoU (percent)", ylim=(0, None))
+    over_steps.xaxis.get_major_locator().set_params(integer=True)
+    over_steps.legend()
+    bars.set_ylabel("mIoU after the last step (percent)")
+    bars.set_xticks(range(len(rows)), names, rotation=30, ha="right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def draw_over_steps(axes: Axes, row: Row, name: str, colour: str) -> None:
+    """Draw the mean of `all` over a row's steps, and the band of a deviation around it."""
+    num_steps = min(len(run.results["steps"]) for run in row.runs)
+    found = [mean_and_deviation(row.runs, "miou_all", step) for step in range(num_steps)]
+    points = [(step, 100 * f[0], 100 * (f[1] or 0)) for step, f in enumerate(found) if f is not None]
+    steps, means, deviations = zip(*points, strict=True) if points else ((), (), ())
+    axes.plot(steps, means, marker="o", markersize=4, color=colour, label=name)
+    low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
+    axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    parser.add_argument("--group-by", default="method,task", help="fields of results.json or config.yaml")
+    parser.add_argument("--format", choices=FORMATS, default="md")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a figure there (PNG)")
+    args = parser.parse_args(argv)
+    group_by = args.group_by.split(",")
+    try:
+        for folder in args.runs:
+            if not folder.is_dir():
+                raise FileNotFoundError(f"{folder}: no such folder; name folders of runs, such as runs/*")
+        runs = [read_run(folder) for folder in args.runs if (folder / "config.yaml").is_file()]
+        rows = summarize(runs, group_by)
+        if args.plot is not None:
+            write_atomic(args.plot, draw(rows))
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    print(FORMATS[args.format](rows, group_by), end="")
+    incomplete = [run for run in runs if not run.is_complete]
+    # Beside a format for machines they must not stand in it.
+    out = sys.stdout if args.format == "md" else sys.stderr
+    if incomplete:
+        print("\nIncomplete, in no mean:\n", file=out)
+    for run in incomplete:
+        print(f"- {run.folder} ({len(run.results['steps'])} steps finished)", file=out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -40,7 +40,8 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
 def main() -> None:
     """Arguments → Config → plan → run; errors a user can mend end in one clear message and exit code 2."""
     parser, args = parse_arguments()
-    from trainer.plan import check_config, describe, prepare
+    from trainer.checks import check_config
+    from trainer.plan import describe, prepare
     from trainer.run import run
     from utils.config import load_config
     from utils.distributed import find_worker, process_group

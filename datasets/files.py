@@ -205,6 +205,11 @@ def describe_size(
     """What is wrong with the (width, height) of an image, turned upright, and its mask, if anything."""
     if image_size != mask_size:
         return describe_size_mismatch(image_path, image_size, mask_path, mask_size)
+    return describe_aspect(image_path, image_size)
+
+
+def describe_aspect(image_path: Path | str, image_size: tuple[int, ...]) -> str | None:
+    """What is wrong with the (width, height) of an image that is too long and thin to be scaled."""
     if max(image_size) > MAX_ASPECT * min(image_size):
         return (
             f"{image_path}: the image is {image_size[0]}x{image_size[1]} (width x height); a side may be at most "

@@ -88,7 +88,7 @@ class MaskTransformer(nn.Module):
         """(B,N,C) and (K,D) -> projected patches (B,N,D) and class embeddings (B,K,D)."""
         x = self.embed(patches)
         num_patches = x.shape[1]
-        x = torch.cat([x, class_tokens.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+        x = torch.cat([x, class_tokens.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)

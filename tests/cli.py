@@ -64,6 +64,19 @@ def run_main(
     )
 
 
+def run_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run python -m tools.NAME, on one thread."""
+    return subprocess.run(
+        [sys.executable, "-m", f"tools.{name}", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
 def find_free_port() -> int:
     """Return a TCP port that nobody listens on."""
     with socket.socket() as listener:

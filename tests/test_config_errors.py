@@ -11,7 +11,7 @@ import yaml
 
 from datasets import voc
 from tests.cli import run_main, set_fields, write_tiny_config
-from trainer.plan import check_config
+from trainer.checks import check_config
 from utils.config import load_config
 from utils.distributed import Worker, find_worker
 

@@ -27,7 +27,7 @@ from datasets.shapes import ShapesDataset
 from datasets.tasks import build_task
 from tests.cli import LAUNCHER_VARIABLES, run_main, set_fields, write_tiny_config
 from tests.fixtures import Mask, stripes, write_ade, write_folder, write_voc
-from trainer.plan import check_parallelism
+from trainer.checks import check_parallelism
 from utils.config import load_config
 from utils.distributed import Worker, process_group
 

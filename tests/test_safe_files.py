@@ -125,7 +125,7 @@ def test_the_tree_is_searched() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in files(".py")}
     assert {
         "main.py",
-        "trainer/checkpoint.py",
+        "models/checkpoint.py",
         "models/backbone.py",
         "tools/fetch.py",
         "tests/cli.py",

@@ -26,7 +26,7 @@ from datasets.files import (
 from datasets.incremental import select_training_images
 from datasets.tasks import IGNORE_INDEX, Task, build_task
 from datasets.unreadable import explain
-from trainer.plan import open_split, resolve_class_order
+from trainer.data import open_split, resolve_class_order
 from utils.config import Config, load_config
 from utils.files import write_atomic
 

@@ -16,8 +16,9 @@ from datasets.transforms import TrainTransform
 from models import SegmentationModel
 from models.backbone import synchronise_batch_norm
 from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model, save_checkpoint
+from trainer.checks import synchronises_batch_norm
 from trainer.evaluate import draw_panel
-from trainer.plan import Plan, synchronises_batch_norm
+from trainer.plan import Plan
 from trainer.progress import clear_progress
 from trainer.score import best_weights, score_on_holdout, validate, validation_dataset
 from trainer.step import build_objective, train_step

@@ -386,7 +386,17 @@ def load_config(
     check: raises ValueError, a line a problem, for what does not fit this machine or this code.
     Raises FileNotFoundError or ValueError with one line for every problem found.
     """
-    values = read_yaml(path)
+    return make_config(read_yaml(path), path, overrides, log, check)
+
+
+def make_config(
+    values: dict[str, Any],
+    path: Path,
+    overrides: Sequence[str] = (),
+    log: str | None = None,
+    check: Callable[[Config], object] = lambda _: None,
+) -> Config:
+    """`load_config` of values that a file `path`, such as a checkpoint, holds; overrides are set in `values`."""
     problems: list[str] = []
     overridden: list[str] = []
     own_method = values.get("method", "mbs")

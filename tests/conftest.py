@@ -1,0 +1,16 @@
+"""What tests of several modules share."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli import run_main, write_tiny_config
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny run of two steps, as main.py leaves it; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    result = run_main("--config", write_tiny_config(folder), "--log", "run")
+    assert result.returncode == 0, result.stderr
+    return folder / "runs" / "run"

@@ -1,0 +1,184 @@
+"""Say what this machine has and lacks: python -m tools.doctor [--config FILE].
+
+Without a config: versions, devices, libraries and memory. With one: also whether its data and the weights of its
+backbone are here. Every problem comes with its fix; exit code 0: none, 2: some.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from utils.config import Config  # at run time only once the packages that it needs are known to be there
+
+ROOT = Path(__file__).resolve().parents[1]
+FETCH = {"voc": "`bash download_voc.sh`", "ade20k": "`python download_ade20k.py`"}
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Under which timm's weights lie in the cache."""
+MISSING = "missing"
+SHARED_MEMORY = 256 * 2**20
+"""Bytes through which data workers hand over images; containers often have 64 MiB."""
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at; `fix` is what to do about it, '' where it is as it should be."""
+
+    what: str
+    found: str
+    fix: str = ""
+
+
+def check_packages(requirements: str) -> Iterator[Finding]:
+    """Look for the packages of a requirements file (lines of NAME>=VERSION)."""
+    for name, least in re.findall(r"^([\w-]+)>=([\d.]+)$", requirements, re.MULTILINE):
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, MISSING, "`pip install -r requirements.txt`")
+            continue
+        is_old = _numbers(version) < _numbers(least)
+        yield Finding(name, version, f"needs {least}: `pip install -U '{name}>={least}'`" if is_old else "")
+
+
+def _numbers(version: str) -> list[int]:
+    """2.15.0+cpu as 2, 15, 0."""
+    return [int(part) for part in re.findall(r"\d+", version.partition("+")[0])]
+
+
+def check_devices() -> Iterator[Finding]:
+    """Look for GPUs; a CPU will do."""
+    import torch
+
+    yield Finding("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads for PyTorch")
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        yield Finding(f"GPU {index}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB")
+    if not torch.cuda.is_available():
+        build = "built without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
+        # A driver without a PyTorch that can use it is a mistake; no driver is none.
+        has_driver = shutil.which("nvidia-smi") is not None
+        fix = "reinstall PyTorch for this driver as pytorch.org says" if has_driver else ""
+        yield Finding("GPU", f"none that PyTorch can use ({build})", fix)
+
+
+def check_machine(output_dir: Path) -> Iterator[Finding]:
+    """Look at OpenCV and its libGL, shared memory, and the folder of the runs."""
+    from datasets.files import check_libraries
+
+    try:
+        check_libraries()
+        yield Finding("OpenCV, libGL", "loaded")
+    except ImportError as error:
+        yield Finding("OpenCV, libGL", "cannot be loaded", str(error))
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        size = shutil.disk_usage(shared).total
+        fix = (
+            "start the container with --shm-size=2g, or set data.num_workers=0"
+            if size < SHARED_MEMORY
+            else ""
+        )
+        yield Finding("shared memory", f"{size / 2**20:,.0f} MiB", fix)
+    folder = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
+    free = f"{shutil.disk_usage(folder).free / 2**30:,.1f} GiB free"
+    fix = "" if os.access(folder, os.W_OK) else f"give write access to {folder}, or set output_dir"
+    yield Finding(f"results in {output_dir}", free if not fix else "cannot be written", fix)
+
+
+def check_config(config: "Config") -> Iterator[Finding]:
+    """Look for the data and the weights that a config names."""
+    from trainer.data import open_split
+
+    for split in ("train", "val"):
+        what = f"data, {config.data.name} {split}"
+        try:
+            yield Finding(what, f"{len(open_split(config, split).ids):,} images")
+        except (ValueError, OSError) as error:
+            fetch = FETCH.get(config.data.name)
+            advice = f"{fetch}, or " if fetch else ""
+            yield Finding(what, "missing or wrong", f"{error} ({advice}set data.root)")
+    yield check_weights(config.model.backbone, config.model.pretrained)
+
+
+def check_weights(backbone: str, pretrained: bool | str) -> Finding:
+    """Look for a backbone's weights on this machine; nothing is fetched."""
+    what = f"weights, {backbone}"
+    if pretrained is False:
+        return Finding(what, "none wanted (model.pretrained=false)")
+    if isinstance(pretrained, str):
+        if Path(pretrained).is_file():
+            return Finding(what, pretrained)
+        return Finding(
+            what, "missing", f"model.pretrained: no file '{pretrained}'; give the path of a state dict"
+        )
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    source = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
+    if source is None:
+        return Finding(
+            what, "unknown", "model.backbone: timm has no such model with weights; see timm.list_models()"
+        )
+    found = source.hf_hub_id and [
+        path
+        for name in WEIGHT_FILES
+        if isinstance(path := try_to_load_from_cache(source.hf_hub_id, name), str)
+    ]
+    if found:
+        return Finding(what, found[0])
+    return Finding(
+        what,
+        "not in the cache",
+        f"with a network the first run fetches {source.hf_hub_id or source.url}; without, fetch them elsewhere and set "
+        "model.pretrained=PATH, or model.pretrained=false",
+    )
+
+
+def examine(path: Path | None, overrides: Sequence[str]) -> Iterator[Finding]:
+    """Look at everything; what cannot be looked at without a missing package is left out.
+
+    Raises ValueError or OSError for a config that is wrong.
+    """
+    yield Finding("Python", platform.python_version())
+    packages = list(check_packages((ROOT / "requirements.txt").read_text(encoding="utf-8")))
+    yield from packages
+    if any(finding.found == MISSING for finding in packages):
+        return
+    from utils.config import load_config
+
+    config = load_config(path, overrides) if path else None
+    yield from check_devices()
+    yield from check_machine(config.output_dir if config else Path("runs"))
+    if config is not None:
+        yield from check_config(config)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file, such as configs/voc.yaml")
+    parser.add_argument("--set", metavar="KEY.SUB=VALUE", action="append", default=[], dest="overrides")
+    args = parser.parse_args(argv)
+    num_problems = 0
+    try:
+        for finding in examine(args.config, args.overrides):
+            print(f"{finding.what:<24} {finding.found}")
+            if finding.fix:
+                num_problems += 1
+                print(f"{'':<24} fix: {finding.fix}")
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    print(f"{num_problems or 'no'} problem{'' if num_problems == 1 else 's'}")
+    return 2 if num_problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,121 @@
+"""Evaluate a checkpoint on the validation split: python -m tools.evaluate CHECKPOINT [--data ROOT] [--json FILE].
+
+Without options the figures are those of results.json for its step. Several GPUs: torchrun -m tools.evaluate CHECKPOINT.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets.tasks import Step, Task
+from models import ModelInfo, SegmentationModel, load_model
+from trainer.plan import plan_evaluation
+from trainer.score import validate
+from utils.config import Config, make_config
+from utils.distributed import Worker, process_group
+from utils.errors import RunError
+from utils.files import write_atomic
+from utils.report import SCORES, make_step_entry
+
+UNKNOWN = ("forgetting", "num_train_images", "seconds")
+"""What the results of a run say of a step that its checkpoint alone does not."""
+
+
+def evaluate_model(
+    model: SegmentationModel, info: ModelInfo, config: Config, worker: Worker
+) -> dict[str, Any]:
+    """Return the entry that results.json has for the step, without what the checkpoint alone does not know.
+
+    Raises ValueError or OSError naming what is wrong with config or data.
+    """
+    plan = plan_evaluation(config)
+    step = step_of(info, plan.task)
+    validation = validate(plan, step, model, worker)
+    if validation.unreadable.problems and worker.is_main:
+        print(validation.unreadable.describe())
+    entry = make_step_entry(
+        step_index=step.index,
+        new_class_names=plan.task.new_class_names(step),
+        iou_history=[validation.iou],
+        class_names_seen=info.class_names,
+        num_old=step.num_old,
+        num_new=step.num_new,
+        num_base=plan.task.steps[0].num_new,
+        num_train_images=0,
+        num_val_images=len(plan.val.ids) - len(validation.unreadable.problems),
+        seconds=0.0,
+    )
+    return {name: value for name, value in entry.items() if name not in UNKNOWN}
+
+
+def step_of(info: ModelInfo, task: Task) -> Step:
+    """Return the step of a task that a checkpoint has learned; raises ValueError where its classes are others."""
+    step = task.steps[info.step] if info.step < len(task.steps) else None
+    ours = task.class_names[: step.num_classes] if step else task.class_names
+    if step is None or ours != info.class_names:
+        raise ValueError(
+            f"task: the checkpoint has learned {', '.join(info.class_names)} by step {info.step}, but it is "
+            f"{', '.join(ours)} in {len(task.steps)} steps; names and order must agree: leave task and class_order as "
+            "they are in the checkpoint, and take data that have its classes"
+        )
+    return step
+
+
+def format_entry(entry: Mapping[str, Any]) -> str:
+    """IoU of every class and the groups' means, in percent."""
+    rows = {**entry["per_class_iou"], **{name: entry[name] for name in SCORES if name in entry}}
+    width = max(map(len, rows))
+    return "\n".join(
+        f"{name:<{width}}  " + ("   –" if value is None else f"{100 * value:5.1f}")
+        for name, value in rows.items()
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="RUN/checkpoints/step_N.pth")
+    parser.add_argument(
+        "--data", type=Path, metavar="ROOT", help="where the data lie, instead of its data.root"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY.SUB=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override a field of the checkpoint's config, as in --set evaluate.mode=sliding (repeatable)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, in full")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if any"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        model, info = load_model(args.checkpoint)
+        if args.data is not None:
+            info.config["data"]["root"] = str(args.data)
+        config = make_config(info.config, args.checkpoint, args.overrides)
+        with process_group(args.device, config.distributed.timeout) as worker:
+            entry = evaluate_model(model.to(worker.device), info, config, worker)
+            if worker.is_main:
+                print(format_entry(entry))
+                if args.json is not None:
+                    write_atomic(args.json, json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
+    except (RunError, ValueError, OSError, ImportError) as error:
+        parser.exit(2, f"error: {error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

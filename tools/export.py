@@ -1,0 +1,244 @@
+"""Export a trained model: python -m tools.export CHECKPOINT --format onnx|torchscript|pt2 [--size HxW|dynamic].
+
+The exported model takes `images` (B,3,H,W), float32 RGB values 0..255 (it normalises inside), and gives `logits`
+(B,K,H,W); the class of a pixel is their argmax. Before the file gets its name its logits are compared with the model's
+own, on random images and on a real one. Class names and palette lie in its metadata, as JSON. A batch is of any size;
+--size dynamic, images of any size, is for deeplabv3 in torchscript.
+"""
+
+import argparse
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.files import read_image
+from models import ModelInfo, SegmentationModel, load_model
+from trainer.data import open_split
+from utils.config import Config, make_config
+
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript.pt", "pt2": ".pt2"}
+TOLERANCE = 1e-3
+"""Largest difference of two logits, as a share of the largest logit: kernels of other libraries round differently."""
+
+Run = Callable[[Tensor], Tensor]
+Size = tuple[int, int] | None
+"""(height, width), None for dynamic."""
+
+
+class Logits(nn.Module):
+    """Images to logits at image size."""
+
+    def __init__(self, model: SegmentationModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images).logits
+        return logits
+
+
+def example_images(size: Size, side: int) -> Tensor:
+    """Return random images (B,3,H,W), the sides near `side` where the size is dynamic."""
+    # A batch of two: torch would take one of a single image for the rule.
+    return torch.rand(2, 3, *(size or (side, side + 32))) * 255
+
+
+def export_program(module: nn.Module, size: Size, side: int) -> torch.export.ExportedProgram:
+    """Trace the model for batches, of any size, of images of one size."""
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    return torch.export.export(module, (example_images(size, side),), dynamic_shapes=shapes)
+
+
+def export_onnx(module: nn.Module, path: Path, size: Size, side: int, metadata: dict[str, str]) -> Run:
+    """Write an ONNX file and return how onnxruntime runs it; raises ImportError where its libraries are missing."""
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch.onnx needs it, and says so less clearly
+    except ImportError as error:
+        raise ImportError(
+            f"--format onnx needs onnx, onnxscript and onnxruntime ({error}): `pip install onnx onnxscript onnxruntime`"
+        ) from error
+    program = torch.onnx.export(
+        export_program(module, size, side), input_names=["images"], output_names=["logits"], verbose=False
+    )
+    assert program is not None
+    proto = program.model_proto
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.save(proto, path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def export_torchscript(module: nn.Module, path: Path, size: Size, side: int, metadata: dict[str, str]) -> Run:
+    """Write a traced TorchScript file and return how it runs."""
+    traced = torch.jit.trace(module, example_images(size, side))
+    torch.jit.save(traced, path, _extra_files={"metadata.json": json.dumps(metadata)})
+    loaded: Run = torch.jit.load(path, map_location="cpu")
+    return loaded
+
+
+def export_pt2(module: nn.Module, path: Path, size: Size, side: int, metadata: dict[str, str]) -> Run:
+    """Write what torch.export.load reads and return how it runs."""
+    torch.export.save(
+        export_program(module, size, side), path, extra_files={"metadata.json": json.dumps(metadata)}
+    )
+    loaded: Run = torch.export.load(path).module()
+    return loaded
+
+
+EXPORT = {"onnx": export_onnx, "torchscript": export_torchscript, "pt2": export_pt2}
+
+
+def describe_model(info: ModelInfo, size: Size) -> dict[str, str]:
+    """The metadata; all but the format of the images are JSON."""
+    return {
+        "class_names": json.dumps(info.class_names, ensure_ascii=False),
+        "palette": json.dumps(info.palette),
+        "num_classes": json.dumps(info.num_classes),
+        "step": json.dumps(info.step),
+        "size": json.dumps(size or "dynamic"),
+        "config": json.dumps(info.config, ensure_ascii=False),
+        "images": "float32 (B,3,H,W), RGB, 0..255, normalised inside",
+    }
+
+
+def comparison_images(config: Config, size: Size, image: Path | None) -> tuple[list[Tensor], str]:
+    """Return batches to compare on, and what they are: random ones, and the real image or a validation image.
+
+    Raises DataError or OSError for an `image` that cannot be read.
+    """
+    side = config.train.crop_size
+    sizes = [size, size] if size else [(side, side), (side + 37, 2 * side + 11)]
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        torch.rand(count, 3, *shape, generator=generator) * 255
+        for count, shape in zip((1, 3), sizes, strict=True)
+    ]
+    if image is not None:
+        pixels, name = read_image(image), str(image)
+    else:
+        try:
+            val = open_split(config, "val")
+            pixels, name = val.read(val.ids[0])[0], f"{config.data.name} val {val.ids[0]}"
+        except (ValueError, OSError, ImportError) as error:
+            return batches, f"random images only (no real one: {error}; --image FILE takes one)"
+    real = torch.tensor(pixels).permute(2, 0, 1)[None].float()
+    return [
+        *batches,
+        F.interpolate(real, sizes[1], mode="bilinear", antialias=True),
+    ], f"random images and {name}"
+
+
+def compare(module: nn.Module, run: Run, batches: Sequence[Tensor]) -> float:
+    """Return the largest difference of logits, as a share of the largest logit; raises ValueError above TOLERANCE."""
+    differences = []
+    for images in batches:
+        try:
+            ours, theirs = module(images), run(images)
+        except Exception as error:  # each runtime has errors of its own
+            reason = " ".join(str(error).split())[-300:]
+            raise ValueError(f"the exported model fails on images {tuple(images.shape)}: {reason}") from error
+        if ours.shape != theirs.shape:
+            raise ValueError(
+                f"the exported model gives {tuple(theirs.shape)} where {tuple(ours.shape)} is right"
+            )
+        differences.append((ours - theirs).abs().max() / ours.abs().max())
+    # Not the built-in max, which passes over nan.
+    worst = float(torch.stack(differences).max())
+    if not worst <= TOLERANCE:
+        raise ValueError(
+            f"the exported model differs from the checkpoint's by {worst:.2g} of the largest logit, allowed is "
+            f"{TOLERANCE}; nothing was written. With --size dynamic, try --size HxW"
+        )
+    return worst
+
+
+@torch.no_grad()
+def run(args: argparse.Namespace) -> str:
+    """Export as the command line says; returns what was written and how far it is from the model."""
+    model, info = load_model(args.checkpoint)
+    config = make_config(info.config, args.checkpoint)
+    side = config.train.crop_size
+    size: Size = None if args.size == "dynamic" else args.size or (side, side)
+    if size is None and (args.format != "torchscript" or config.model.name != "deeplabv3"):
+        raise ValueError(
+            f"--size dynamic: found model {config.model.name} and --format {args.format}, and torch can do it for "
+            "deeplabv3 in torchscript only; give --size HxW"
+        )
+    output = args.output or args.checkpoint.with_suffix(SUFFIXES[args.format])
+    batches, what = comparison_images(config, size, args.image)
+    module = Logits(model)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, to be moved in one go once it is known to be right.
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export_") as folder:
+        path = Path(folder) / f"model{SUFFIXES[args.format]}"
+        try:
+            exported = EXPORT[args.format](module, path, size, side, describe_model(info, size))
+        except (ImportError, OSError):
+            raise
+        except Exception as error:  # the exporters have no error class of their own
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"--format {args.format}: torch cannot export this model ({type(error).__name__}: {reason}); try "
+                "another --format, or --size HxW"
+            ) from error
+        difference = compare(module, exported, batches)
+        path.replace(output)
+    return f"{output}: {output.stat().st_size / 1e6:.1f} MB, differs by {difference:.1e} of the largest logit on {what}"
+
+
+def parse_size(text: str) -> tuple[int, int] | str:
+    """Read HxW or 'dynamic'."""
+    if text == "dynamic":
+        return text
+    height, width = (int(side) for side in text.split("x"))
+    if min(height, width) < 1:
+        raise ValueError(text)
+    return height, width
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="RUN/checkpoints/step_N.pth")
+    parser.add_argument("--format", choices=list(EXPORT), required=True)
+    parser.add_argument(
+        "--size", type=parse_size, metavar="HxW|dynamic", help="of the images; default: the training crop"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: beside the checkpoint, under its name"
+    )
+    parser.add_argument(
+        "--image", type=Path, metavar="FILE", help="real image to compare on (default: a validation image)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    # What the exporters say of their own inside is of no use here.
+    warnings.filterwarnings("ignore")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        print(run(args))
+    except (ValueError, OSError, ImportError) as error:
+        parser.exit(2, f"error: {error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,261 @@
+"""Segment images with a trained model: python -m tools.predict CHECKPOINT INPUT... --output FOLDER.
+
+INPUT is an image, a folder (searched to its depths) or a glob in quotes. FOLDER gets, under the images' names, masks/
+(PNG, pixel = class id, in the classes' colours), overlays/ (the same over the image) and predictions.json (classes,
+and the share of every class in every image), all in the images' own size.
+"""
+
+import argparse
+import glob
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from tqdm import tqdm
+
+from datasets.files import DataError, UInt8Array, check_libraries, describe_aspect, read_image
+from datasets.folder import IMAGE_SUFFIXES
+from datasets.transforms import resize_short_side
+from datasets.unreadable import explain
+from models import ModelInfo, SegmentationModel, load_model
+from trainer.predict import group_by_shape, predict
+from utils.config import Config, make_config
+from utils.distributed import find_worker
+from utils.files import open_atomic, write_atomic
+
+OPACITY = 0.6
+"""Of a class's colour over the image."""
+
+
+def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:
+    """Return the images of files, folders and globs, by the relative path, without suffix, that their results get.
+
+    What lies below `output` is no input. Raises FileNotFoundError or ValueError naming an input without images, or two
+    images with one name.
+    """
+    found: dict[Path, Path] = {}
+    for given in inputs:
+        paths = [Path(given)]
+        if not paths[0].exists():
+            paths = [Path(path) for path in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207 - absolute ones
+        images = [(name, image) for path in paths for name, image in _images_of(path, output)]
+        if not images:
+            raise FileNotFoundError(
+                f"{given}: no image; give a file, a glob, or a folder that holds {', '.join(IMAGE_SUFFIXES)}"
+            )
+        for name, image in images:
+            if found.setdefault(name, image).resolve() != image.resolve():
+                raise ValueError(
+                    f"{image}: its results would replace those of {found[name]}, both being named {name}; "
+                    "rename one, or predict them into two folders"
+                )
+    return found
+
+
+def _images_of(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
+    if path.is_file():
+        yield Path(path.stem), path
+    for image in sorted(path.rglob("*")) if path.is_dir() else ():
+        inside = image.relative_to(path)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if (
+            image.suffix.lower() in IMAGE_SUFFIXES
+            and not hidden
+            and output.resolve() not in image.resolve().parents
+        ):
+            yield inside.with_suffix(""), image
+
+
+class Images(Dataset[tuple[Tensor, Tensor, str]]):
+    """Images as the model sees them (3,h,w) and as they are (H,W,3), uint8; and why one cannot be read, else ''."""
+
+    def __init__(self, paths: Sequence[Path], short_side: int | None) -> None:
+        self.paths = paths
+        self.short_side = short_side
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
+        path = self.paths[index]
+        try:
+            pixels = read_image(path)
+            problem = describe_aspect(path, pixels.shape[1::-1])
+        except (DataError, OSError) as error:
+            problem = explain(error)
+        if problem is not None:
+            return torch.empty(0), torch.empty(0), problem
+        shown = torch.tensor(pixels)
+        image = shown.permute(2, 0, 1)
+        if self.short_side is not None:
+            image = resize_short_side(image, self.short_side, InterpolationMode.BILINEAR)
+        return image.contiguous(), shown, ""
+
+
+class Prediction(NamedTuple):
+    """Pixels (H,W,3) and classes (H,W) of the image of this number, or in a line why it has none."""
+
+    number: int
+    pixels: UInt8Array
+    classes: UInt8Array
+    problem: str = ""
+
+
+def predict_images(
+    model: SegmentationModel, dataset: Images, config: Config, device: torch.device, num_workers: int
+) -> Iterator[Prediction]:
+    """Yield what becomes of every image, not quite in order: images of one size share a forward pass."""
+    samples = enumerate(DataLoader(dataset, batch_size=None, num_workers=num_workers))
+    nothing = np.empty(0, dtype=np.uint8)
+    while batch := list(itertools.islice(samples, config.evaluate.batch_size)):
+        yield from (
+            Prediction(index, nothing, nothing, problem) for index, (_, _, problem) in batch if problem
+        )
+        sound = [(index, image, pixels) for index, (image, pixels, problem) in batch if not problem]
+        for group in group_by_shape([image for _, image, _ in sound]):
+            images = torch.stack([sound[i][1] for i in group]).to(device)
+            sizes = [torch.Size(sound[i][2].shape[:2]) for i in group]
+            for i, classes in zip(group, predict(model, images, sizes, config), strict=True):
+                index, _, pixels = sound[i]
+                yield Prediction(index, pixels.numpy(), classes.byte().cpu().numpy())
+
+
+def save_images(
+    output: Path, name: Path, pixels: UInt8Array, classes: UInt8Array, palette: UInt8Array
+) -> None:
+    """Write the mask and the overlay of an image; background (class 0) is not laid over."""
+    mask = Image.fromarray(classes)
+    mask.putpalette(palette.tobytes())
+    shown = (classes > 0)[:, :, None] * OPACITY
+    overlay = Image.fromarray((pixels * (1 - shown) + palette[classes] * shown).round().astype(np.uint8))
+    for folder, image in (("masks", mask), ("overlays", overlay)):
+        with open_atomic(output / folder / f"{name}.png") as file:
+            image.save(file, "PNG")
+
+
+def describe_image(name: Path, path: Path, classes: UInt8Array, info: ModelInfo) -> dict[str, Any]:
+    """An image's entry of predictions.json; shares are fractions of its pixels, of the classes that it shows."""
+    counts = np.bincount(classes.ravel(), minlength=len(info.class_names))
+    return {
+        "image": str(path),
+        "mask": f"masks/{name.as_posix()}.png",
+        "overlay": f"overlays/{name.as_posix()}.png",
+        "width": classes.shape[1],
+        "height": classes.shape[0],
+        "shares": {info.class_names[c]: counts[c] / classes.size for c in np.flatnonzero(counts)},
+    }
+
+
+def run(args: argparse.Namespace) -> list[str]:
+    """Predict everything that the command line names; returns a line for every image that cannot be read."""
+    device = find_worker(args.device).device
+    model, info = load_model(args.checkpoint, device)
+    config = adapt_config(make_config(info.config, args.checkpoint), args.mode, args.batch_size)
+    images = find_images(args.inputs, args.output)
+    check_libraries()
+    names = list(images)
+    short_side = None if args.short_side == "own" else args.short_side or config.train.crop_size
+    dataset = Images(list(images.values()), short_side)
+    palette = np.array(info.palette, dtype=np.uint8)
+    problems: list[str] = []
+    entries: dict[int, dict[str, Any]] = {}
+    results = predict_images(model, dataset, config, device, min(args.num_workers, len(dataset)))
+    for found in tqdm(results, total=len(dataset), unit="image", disable=None, dynamic_ncols=True):
+        if found.problem:
+            problems.append(found.problem)
+            continue
+        name = names[found.number]
+        save_images(args.output, name, found.pixels, found.classes, palette)
+        entries[found.number] = describe_image(name, dataset.paths[found.number], found.classes, info)
+    described = {
+        "checkpoint": str(args.checkpoint),
+        "classes": [
+            {"id": c, "name": name, "colour": list(colour)}
+            for c, (name, colour) in enumerate(zip(info.class_names, info.palette, strict=True))
+        ],
+        "images": [entries[index] for index in sorted(entries)],
+    }
+    write_atomic(args.output / "predictions.json", json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+    print(f"{args.output}: {len(entries)} of {len(dataset)} images, {len(info.class_names)} classes")
+    return problems
+
+
+def adapt_config(config: Config, mode: str | None, batch_size: int | None) -> Config:
+    """Return the config with the way of looking at images that the command line asks for; nothing is cut off."""
+    own = "sliding" if config.evaluate.mode == "sliding" else "whole"
+    changes = {"mode": mode or own, "batch_size": batch_size or config.evaluate.batch_size}
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changes)})
+
+
+def parse_side(text: str) -> int | str:
+    """Read --short-side."""
+    return text if text == "own" else parse_count(text)
+
+
+def parse_count(text: str) -> int:
+    """Read a number of at least 1."""
+    count = int(text)
+    if count < 1:
+        raise ValueError(text)
+    return count
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="RUN/checkpoints/step_N.pth")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder or glob")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--mode",
+        choices=["whole", "sliding"],
+        help="the whole image at once, or overlapping windows of the training crop's size (large images; their stride "
+        "is the checkpoint's evaluate.stride); default: as the checkpoint's evaluate.mode has it",
+    )
+    parser.add_argument(
+        "--short-side",
+        type=parse_side,
+        metavar="PIXELS",
+        help="scale an image's short side to this before the model sees it, 'own' not at all (with --mode sliding "
+        "for large images with small objects); default: the training crop, as in evaluation",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=parse_count,
+        metavar="N",
+        help="images, with sliding: windows, a forward pass; default: the checkpoint's evaluate.batch_size",
+    )
+    parser.add_argument(
+        "--num-workers", type=int, default=2, metavar="N", help="processes that read images (2)"
+    )
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if any"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 0, or 2 where an image could not be read."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        problems = run(args)
+    except (ValueError, OSError, ImportError) as error:
+        parser.exit(2, f"error: {error}\n")
+    if problems:
+        parser.exit(2, "\n".join([f"error: {len(problems)} images could not be read:", *problems]) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -23,7 +23,7 @@ def pixel_chunks(logits: Tensor, num_buffers: int) -> Iterator[tuple[slice, list
     is the same for all slices: on a CPU, touching fresh memory takes longer than filling it.
     """
     batch, channels, num_pixels = logits.shape
-    num_elements = 2**19 if logits.device.type == "cpu" else 2**24
+    num_elements = 2**20 if logits.device.type == "cpu" else 2**24
     size = min(num_pixels, max(1, num_elements // max(1, batch * channels)))
     dtype = torch.promote_types(logits.dtype, torch.float32)
     buffers = [

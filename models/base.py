@@ -13,6 +13,7 @@ class SegmentationModel(nn.Module):
     """A network whose classes grow; forward takes images (B,3,H,W), RGB pixel values 0..255 of any dtype.
 
     backbone: the timm model whose mean and standard deviation normalise the images, here, where the model is.
+    A model keeps its backbone and the parameters of its classes in submodules named `backbone` and `classifier`.
     """
 
     trains_on_single_images: ClassVar[bool]
@@ -49,11 +50,11 @@ class SegmentationModel(nn.Module):
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """Return the parameters trained at the backbone's learning rate."""
-        raise NotImplementedError
+        return list(self.get_submodule("backbone").parameters())
 
     def classifier_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the classes themselves."""
-        raise NotImplementedError
+        return list(self.get_submodule("classifier").parameters())
 
     def newest_parameters(self) -> list[nn.Parameter]:
         """Return those of them that belong to the newest step's classes."""

@@ -75,12 +75,6 @@ class DeepLabV3(SegmentationModel):
     def grow(self, num_new: int, weight_transfer: bool, balanced_bias: bool = False) -> None:
         self.classifier.grow(num_new, weight_transfer, balanced_bias)
 
-    def backbone_parameters(self) -> list[nn.Parameter]:
-        return list(self.backbone.parameters())
-
-    def classifier_parameters(self) -> list[nn.Parameter]:
-        return list(self.classifier.parameters())
-
     def newest_parameters(self) -> list[nn.Parameter]:
         return list(self.classifier.heads[-1].parameters())
 

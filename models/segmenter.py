@@ -132,12 +132,6 @@ class Segmenter(SegmentationModel):
     def grow(self, num_new: int, weight_transfer: bool, balanced_bias: bool = False) -> None:
         self.classifier.grow(num_new, weight_transfer, balanced_bias)
 
-    def backbone_parameters(self) -> list[nn.Parameter]:
-        return list(self.backbone.parameters())
-
-    def classifier_parameters(self) -> list[nn.Parameter]:
-        return list(self.classifier.parameters())
-
     def newest_parameters(self) -> list[nn.Parameter]:
         parts = (self.classifier.tokens, self.classifier.scales, self.classifier.shifts)
         return [part[-1] for part in parts]

@@ -129,15 +129,15 @@ def check_base(config: Config, task: Task) -> None:
             f"init_from: {config.init_from} knows the classes {', '.join(theirs)}, but step 0 of task {task.name} "
             f"learns {', '.join(ours)}; their names and order must agree"
         )
-    model = with_defaults(checkpoint["config"])["model"]
+    base = with_defaults(checkpoint["config"])
     differing = differing_fields(
-        config.model.model_dump(mode="json", exclude={"pretrained"}), {**model, "pretrained": None}
+        config.model.model_dump(mode="json", exclude={"pretrained"}), {**base["model"], "pretrained": None}
     )
     if differing:
         raise ValueError(
             f"init_from: {config.init_from} holds another model (model: {'; '.join(differing)}, there → here)"
         )
-    kinds = [with_defaults(checkpoint["config"])["loss"]["cross_entropy"], config.loss.cross_entropy]
+    kinds = [base["loss"]["cross_entropy"], config.loss.cross_entropy]
     if kinds.count("bce") == 1:
         raise ValueError(
             f"init_from: {config.init_from} was trained with loss.cross_entropy {kinds[0]}, this run is with "

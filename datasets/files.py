@@ -107,9 +107,9 @@ def _read_bytes(path: Path) -> bytes:
 
 def _is_cut_jpeg(content: bytes) -> bool:
     """Whether the last scan of a JPEG (from marker FFDA on) misses the end marker (FFD9)."""
-    return (
-        content.startswith(b"\xff\xd8") and b"\xff\xd9" not in content[max(0, content.rfind(b"\xff\xda")) :]
-    )
+    if content.endswith(b"\xff\xd9") or not content.startswith(b"\xff\xd8"):  # told without a search
+        return False
+    return b"\xff\xd9" not in content[max(0, content.rfind(b"\xff\xda")) :]
 
 
 def read_mask(path: Path) -> UInt8Array:

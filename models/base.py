@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbone import pixel_statistics
-from models.output import SegOutput, upsample
+from models.output import SegOutput, most_likely, upsample
 
 
 class SegmentationModel(nn.Module):
@@ -35,6 +35,10 @@ class SegmentationModel(nn.Module):
         """Bring logits (B,K,h,w) of this model's grid to the size (H,W) of the images they came from."""
         return upsample(grid_logits, size)
 
+    def most_likely(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
+        """Return the largest class (B,H,W) of `to_image_size`, without all logits at that size."""
+        return most_likely(grid_logits, size)
+
     @property
     def num_classes(self) -> list[int]:
         """Classes of each step so far, background counted in the first."""
@@ -60,6 +64,6 @@ class SegmentationModel(nn.Module):
         """Return those of them that belong to the newest step's classes."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor, with_stages: bool = False) -> SegOutput:
-        """with_stages: fill `SegOutput.stages`, where the backbone has stages."""
+    def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
+        """with_stages: fill `SegOutput.stages`, where the backbone has stages. full_size: fill its logits."""
         raise NotImplementedError

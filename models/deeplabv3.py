@@ -78,12 +78,13 @@ class DeepLabV3(SegmentationModel):
     def newest_parameters(self) -> list[nn.Parameter]:
         return list(self.classifier.heads[-1].parameters())
 
-    def forward(self, images: Tensor, with_stages: bool = False) -> SegOutput:
+    def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
         stages = self.backbone(self.normalise(images))
         features = self.project(self.aspp(stages[-1]))
         grid_logits = self.classifier(features)
         # Under autocast the classifier answers in half precision; what is softmaxed is upsampled in float32.
         grid_logits = grid_logits.to(torch.promote_types(grid_logits.dtype, torch.float32))
-        logits = self.to_image_size(grid_logits, images.shape[2:])
+        size = images.shape[2:]
+        logits = self.to_image_size(grid_logits, size) if full_size else grid_logits.new_empty(0)
         kept = tuple(stages) if with_stages else ()
         return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), None, kept)

@@ -6,14 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_CLASSES_AT_ONCE = 8
+
 
 class SegOutput(NamedTuple):
     """One forward pass; K classes known to the model, (h,w) its feature grid.
 
-    logits: (B,K,H,W) at image size; grid_logits: (B,K,h,w) before upsampling; features: (B,D,h,w), what
-    feature distillation compares; class_tokens: (K,D), one vector a class; class_embeddings: (B,K,D) where
-    the model decodes classes per image, else None; stages: feature maps (B,C,h,w) of the backbone, fine to coarse,
-    empty unless asked for.
+    logits: (B,K,H,W) at image size, empty where not asked for; grid_logits: (B,K,h,w) before upsampling; features:
+    (B,D,h,w), what feature distillation compares; class_tokens: (K,D), one vector a class; class_embeddings: (B,K,D)
+    where the model decodes classes per image, else None; stages: feature maps (B,C,h,w) of the backbone, fine to
+    coarse, empty unless asked for.
     """
 
     logits: Tensor
@@ -27,3 +29,17 @@ class SegOutput(NamedTuple):
 def upsample(grid_logits: Tensor, size: torch.Size) -> Tensor:
     """Bring logits (B,K,h,w) to image size (H,W), bilinearly."""
     return F.interpolate(grid_logits, size=size, mode="bilinear", align_corners=False)
+
+
+def most_likely(grid_logits: Tensor, size: torch.Size) -> Tensor:
+    """Return the class (B,H,W) int64 that is largest at each pixel of upsampled logits (B,K,h,w), the first of equals.
+
+    Classes are upsampled a few at a time: all of them at image size take most of evaluation's memory, and longer.
+    """
+    grid_logits = grid_logits.contiguous()  # few channels of channels_last are upsampled slowly
+    highest, classes = upsample(grid_logits[:, :_CLASSES_AT_ONCE], size).max(dim=1)
+    for first in range(_CLASSES_AT_ONCE, grid_logits.shape[1], _CLASSES_AT_ONCE):
+        scores, found = upsample(grid_logits[:, first : first + _CLASSES_AT_ONCE], size).max(dim=1)
+        classes = torch.where(scores > highest, found + first, classes)
+        highest = torch.maximum(scores, highest)
+    return classes

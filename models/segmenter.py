@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.backbone import build_vit
 from models.base import SegmentationModel
-from models.output import SegOutput, upsample
+from models.output import SegOutput, most_likely, upsample
 
 
 class ClassTokens(nn.Module):
@@ -137,10 +137,16 @@ class Segmenter(SegmentationModel):
         return [part[-1] for part in parts]
 
     def to_image_size(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
-        padded = torch.Size(side * self.patch_size for side in grid_logits.shape[2:])
-        return upsample(grid_logits, padded)[:, :, : size[0], : size[1]]
+        return upsample(grid_logits, self._padded(grid_logits))[:, :, : size[0], : size[1]]
 
-    def forward(self, images: Tensor, with_stages: bool = False) -> SegOutput:
+    def most_likely(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
+        return most_likely(grid_logits, self._padded(grid_logits))[:, : size[0], : size[1]]
+
+    def _padded(self, grid_logits: Tensor) -> torch.Size:
+        """Size (H,W) of the patches of a grid, those that the image was padded for among them."""
+        return torch.Size(side * self.patch_size for side in grid_logits.shape[2:])
+
+    def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
         height, width = images.shape[2:]
         grid = [math.ceil(side / self.patch_size) for side in (height, width)]
         missing = [cells * self.patch_size - side for cells, side in zip(grid, (height, width), strict=True)]
@@ -151,7 +157,8 @@ class Segmenter(SegmentationModel):
         patches, class_embeddings = self.decoder(patches, class_tokens)
         features = patches.transpose(1, 2).unflatten(2, grid)
         grid_logits = self._masks(features, class_embeddings)
-        logits = self.to_image_size(grid_logits, images.shape[2:])
+        size = images.shape[2:]
+        logits = self.to_image_size(grid_logits, size) if full_size else grid_logits.new_empty(0)
         return SegOutput(logits, grid_logits, features, class_tokens, class_embeddings)
 
     def _masks(self, features: Tensor, class_embeddings: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models import DeepLabV3
 from models.backbone import build_backbone, pixel_statistics, synchronise_batch_norm
+from models.output import most_likely
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "shared" / "weights" / "tf_efficientnet_lite0.pth"
 
@@ -44,6 +45,22 @@ def test_logits_have_the_image_size_where_it_is_no_multiple_of_the_stride(size: 
     assert output.features.shape == (2, 8, *grid)
     assert output.class_tokens.shape == (5, 8)
     assert output.class_embeddings is None
+
+
+@pytest.mark.parametrize("num_classes", [1, 8, 21])
+def test_the_largest_class_is_that_of_the_logits_at_image_size(num_classes: int) -> None:
+    model, images = small_model([num_classes]), random_images(33, 50)
+    output, grid = model(images), model(images, full_size=False)
+    assert grid.logits.numel() == 0
+    assert torch.equal(grid.grid_logits, output.grid_logits)
+    found = model.most_likely(grid.grid_logits, torch.Size((33, 50)))
+    assert torch.equal(found, output.logits.argmax(dim=1))
+
+
+def test_of_equal_classes_the_first_is_the_largest() -> None:
+    grid_logits = torch.zeros(1, 20, 2, 2)
+    grid_logits[:, [5, 9, 17]] = 1
+    assert most_likely(grid_logits, torch.Size((4, 4))).eq(5).all()
 
 
 @pytest.mark.parametrize("weight_transfer", [True, False])

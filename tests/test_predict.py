@@ -28,7 +28,7 @@ class Fake(SegmentationModel):
         """Return (B,K,H,W)."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor, with_stages: bool = False) -> SegOutput:
+    def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
         self.shapes.append(tuple(images.shape))
         logits = self.logits(images)
         return SegOutput(logits, logits, logits, torch.zeros(logits.shape[1], 1), None)

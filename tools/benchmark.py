@@ -45,8 +45,8 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument(
         "--config",
         type=Path,
-        help="YAML file with the model, training and losses of step, scaling and ddp (default: DeepLabV3-R50, "
-        "crop 256, batch 4)",
+        help="YAML file with the model, training and losses of step, scaling and ddp (default: DeepLabV3-R50, and "
+        "for step the Segmenter too, crop 256, batch 4)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own choice)")
@@ -58,17 +58,24 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     return parser, parser.parse_args()
 
 
-def default_config(quick: bool) -> Config:
-    """DeepLabV3-R50 at crop 256 and batch 4, without ImageNet weights; tiny where `quick`."""
+def default_configs(quick: bool) -> list[Config]:
+    """DeepLabV3-R50 and Segmenter (ViT-B/16), crop 256, batch 4, without ImageNet weights; tiny where `quick`."""
+    deeplabv3 = {"backbone": "test_resnet" if quick else "resnet50", "channels": 8 if quick else 256}
+    segmenter = {"name": "segmenter"} | (
+        {"backbone": "test_vit", "channels": 24}
+        if quick
+        else {"backbone": "vit_base_patch16_384", "channels": 768}
+    )
+    return [default_config(model, quick) for model in (deeplabv3, segmenter)]
+
+
+def default_config(model: dict[str, Any], quick: bool) -> Config:
+    """What the rows need of a config, for a model."""
     return Config.model_validate(
         {
             "task": "15-1",
             "data": {"name": "voc", "num_workers": 0},
-            "model": {
-                "backbone": "test_resnet" if quick else "resnet50",
-                "channels": 8 if quick else 256,
-                "pretrained": False,
-            },
+            "model": model | {"pretrained": False},
             "train": {
                 "batch_size": 2 if quick else 4,
                 "crop_size": 32 if quick else 256,
@@ -117,9 +124,9 @@ def main() -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     try:
-        config = load_config(args.config) if args.config else default_config(args.quick)
+        configs = [load_config(args.config)] if args.config else default_configs(args.quick)
         with process_group(args.device) as worker:
-            setup = Setup(worker, config, args.quick)
+            setup = Setup(worker, configs, args.quick)
             machine = describe_machine(setup.device)
             print(
                 f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "

@@ -47,14 +47,18 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Setup:
-    """What all rows share. config: gives `step`, `scaling` and `ddp` their model, training and losses.
+    """What all rows share. configs: give `step` its models, training and losses; the first, `scaling` and `ddp` too.
 
     quick: sizes at which every row runs in seconds and the figures mean nothing.
     """
 
     worker: Worker
-    config: Config
+    configs: Sequence[Config]
     quick: bool
+
+    @property
+    def config(self) -> Config:
+        return self.configs[0]
 
     @property
     def device(self) -> torch.device:
@@ -140,10 +144,11 @@ def _objective(setup: Setup, batch: int, num_classes: int, num_new: int) -> Row:
 
 def step(setup: Setup) -> Iterator[Row]:
     """One iteration without data, against the network passes and the update it cannot do without."""
-    times, peak = time_iteration(setup, setup.config, [20, 1], setup.repetitions(7), with_floor=True)
-    train = setup.config.train
-    what = f"{describe_model(setup.config)}, crop {train.crop_size}, batch {train.batch_size}"
-    yield Row("step", what, times["ours"], times["student"] + times["old"], 1.06, peak)
+    for config in setup.configs:
+        times, peak = time_iteration(setup, config, [20, 1], setup.repetitions(7), with_floor=True)
+        train = config.train
+        what = f"{describe_model(config)}, crop {train.crop_size}, batch {train.batch_size}"
+        yield Row("step", what, times["ours"], times["student"] + times["old"], 1.06, peak)
 
 
 def evaluation(setup: Setup) -> Iterator[Row]:

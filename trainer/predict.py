@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import SegmentationModel
-from models.output import upsample
+from models import SegmentationModel, SegOutput
+from models.output import most_likely, upsample
 from utils.config import Config
 
 
@@ -32,9 +32,16 @@ def predict(
 
     images: (B,3,h,w) of values 0..255; `config` says how they are looked at (`evaluate`) and in which precision.
     """
+    evaluate, own_size = config.evaluate, images.shape[2:]
+    is_single_view = evaluate.mode != "sliding" and not evaluate.flip and evaluate.scales == [1.0]
+    if is_single_view and all(size == own_size for size in sizes):
+        # The literature's protocol: nothing but the largest class is asked of the logits.
+        return list(model.most_likely(_forward(model, images, config, full_size=False).grid_logits, own_size))
     scores = score_views(model, images, config)
-    # One by one: scores at the size of a large label take more memory than anything before.
-    return [_resize(scores[i : i + 1], size)[0].max(dim=0).indices for i, size in enumerate(sizes)]
+    return [
+        scores[i].max(dim=0).indices if size == own_size else most_likely(scores[i : i + 1], size)[0]
+        for i, size in enumerate(sizes)
+    ]
 
 
 def score_views(model: SegmentationModel, images: Tensor, config: Config) -> Tensor:
@@ -61,9 +68,10 @@ def _score_view(
     scores = (
         score_windows(model, images, config)
         if config.evaluate.mode == "sliding"
-        else _forward(model, images, config)
+        else _forward(model, images, config).logits
     )
-    return _resize(scores.flip(3) if flipped else scores, size)
+    scores = scores.flip(3) if flipped else scores
+    return scores if scores.shape[2:] == size else upsample(scores, size)
 
 
 def score_windows(model: SegmentationModel, images: Tensor, config: Config) -> Tensor:
@@ -80,7 +88,7 @@ def score_windows(model: SegmentationModel, images: Tensor, config: Config) -> T
     total: Tensor | None = None
     while places := list(itertools.islice(windows, config.evaluate.batch_size)):
         batch = torch.stack([images[i, :, y : y + crop, x : x + crop] for i, y, x in places])
-        scores = _forward(model, batch, config).log_softmax(dim=1)
+        scores = _forward(model, batch, config).logits.log_softmax(dim=1)
         if total is None:
             shape = (len(images), scores.shape[1], *images.shape[2:])
             total = scores.new_full(shape, -torch.inf)
@@ -105,14 +113,10 @@ def group_by_shape(images: Sequence[Tensor]) -> Iterator[list[int]]:
     yield from indices.values()
 
 
-def _forward(model: SegmentationModel, images: Tensor, config: Config) -> Tensor:
+def _forward(model: SegmentationModel, images: Tensor, config: Config, full_size: bool = True) -> SegOutput:
     with autocast(config.train.amp, images.device):
-        logits: Tensor = model(images).logits
-    return logits
-
-
-def _resize(scores: Tensor, size: torch.Size) -> Tensor:
-    return scores if scores.shape[2:] == size else upsample(scores, size)
+        output: SegOutput = model(images, full_size=full_size)
+    return output
 
 
 def _pad(images: Tensor, height: int, width: int, colour: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def build_pseudo_label(
         return EntropyPseudoLabel(least if thresholds is None else thresholds)
     if config.kind == "sigmoid":
         return SigmoidPseudoLabel(config.threshold)
-    return SelectivePseudoLabel(config.threshold)
+    return SelectivePseudoLabel(config.threshold, ignore_unsure=config.kind == "selective")
 
 
 def train_step(

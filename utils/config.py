@@ -75,6 +75,7 @@ BINARY = ("bce", "bce_new")
 
 MAY_DIFFER = (
     "log",
+    "variant",
     "output_dir",
     "data.num_workers",
     "data.on_error",
@@ -217,9 +218,9 @@ class TrainConfig(Section):
 class PseudoLabelConfig(Section):
     enabled: bool = False
     """Pseudo-labelling of the background by the old model."""
-    kind: Literal["selective", "entropy", "sigmoid"] = "selective"
-    """By probability, unsure old classes ignored (MBS); by entropy under the class's median over the step's images, all
-    else ignored (PLOP); by score of a sigmoid, all else background (SSUL)."""
+    kind: Literal["selective", "plain", "entropy", "sigmoid"] = "selective"
+    """By probability, unsure old classes ignored (MBS) or left as background (`plain`); by entropy under the class's
+    median over the step's images, all else ignored (PLOP); by score of a sigmoid, all else background (SSUL)."""
     weight: float = Field(1.0, ge=0)
     """Weight of pseudo-labelled pixels in the cross-entropy; labelled ones have 1."""
     threshold: float = Field(0.7, ge=0, le=1)
@@ -338,7 +339,9 @@ class Config(Section):
     seed: int = Field(0, ge=0)
     """Seed of weights, order and augmentation."""
     log: str = Field("", pattern=r"^([^/\\.][^/\\]*)?$")
-    """Name of the run (`--log`): one folder name that starts with no dot."""
+    """Name of the run (`--log`): one folder name that starts with no dot; empty is the name of the config."""
+    variant: str = ""
+    """Name of the run's row in tables over many runs (`tools/summarize.py`); empty is the method's."""
     output_dir: Path = Path("runs")
     """Folder of the runs; this one's is output_dir/log."""
     data: DataConfig

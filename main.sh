@@ -1,59 +1,31 @@
 #!/usr/bin/env bash
-# Sweep over tasks and settings of VOC and ADE20K, one run after the other; a rerun continues where it stopped.
+# Many runs, one after the other: tasks x settings x methods x seeds, or a file. Finished runs are passed over, those that
+# were interrupted go on, base steps that would be the same are trained once; what fails is listed at the end (exit 1).
 #
 #   bash main.sh                                           # every task below, on every GPU
-#   NUM_GPUS=2 VOC_TASKS="15-1 10-1" ADE_TASKS= bash main.sh
+#   bash main.sh --dry-run                                 # print the commands instead (or DRY_RUN=1)
+#   NUM_GPUS=2 VOC_TASKS="15-1 10-1" ADE_TASKS= METHODS="mbs finetune" SEEDS="0 1 2" bash main.sh
+#   bash main.sh configs/ablation/voc.yaml                 # a sweep file; tools/sweep.py says what it may hold
 #
-# From the environment (the lists may be empty: none):
+# From the environment, for a sweep file too:
 #   NUM_GPUS     processes to start, one a GPU       (default: the GPUs that PyTorch sees, or 1 process on the CPU)
 #   PORT         rendezvous port                     (29500)
+#   SEEDS        seeds of every run                  (the config's, or those of the file)
+#   BASE         'seed': every seed trains a base step of its own      (one for all seeds)
+#   EXTRA        further arguments of main.py, cut as a shell does (e.g. EXTRA="--set train.batch_size=8")
+#   SUFFIX       end of every log name               (e.g. SUFFIX=_small: other arguments want other names)
+#   KEEP_GOING   0: stop at a failed run             (1)
+# Without a file (the lists may be empty: none):
 #   VOC_TASKS    tasks on Pascal VOC 2012            (19-1 15-5 15-1 10-1)
 #   ADE_TASKS    tasks on ADE20K                     (100-50 100-10 50-50)
 #   SETTINGS     settings of VOC; ADE20K: overlap    (overlap disjoint)
-#   METHOD       method of every run                 (mbs)
+#   METHODS      methods of every task               (METHOD, or mbs)
 #   VOC_CONFIG, ADE_CONFIG   config files            (./configs/voc.yaml ./configs/ade20k.yaml)
-#   EXTRA        further arguments of main.py, cut at spaces (e.g. EXTRA="--set seed=1")
-#   SUFFIX       end of every log name               (e.g. SUFFIX=_seed1: other arguments want other names)
-#   KEEP_GOING   1: go on after a failed run         (0)
-set -uo pipefail
+set -euo pipefail
+arguments=()
+for argument in "$@"; do
+    if [[ -f $argument ]]; then argument=$(realpath "$argument"); fi
+    arguments+=("$argument")
+done
 cd "$(dirname "$0")"
-
-PYTHON=${PYTHON:-python}
-NUM_GPUS=${NUM_GPUS:-$("$PYTHON" -c "import torch; print(max(1, torch.cuda.device_count()))")}
-PORT=${PORT:-29500}
-VOC_TASKS=${VOC_TASKS-19-1 15-5 15-1 10-1}
-ADE_TASKS=${ADE_TASKS-100-50 100-10 50-50}
-SETTINGS=${SETTINGS-overlap disjoint}
-METHOD=${METHOD:-mbs}
-VOC_CONFIG=${VOC_CONFIG:-./configs/voc.yaml}
-ADE_CONFIG=${ADE_CONFIG:-./configs/ade20k.yaml}
-read -r -a extra <<< "${EXTRA-}"
-failed=()
-
-run() { # config task setting log-name
-    local name=$4${SUFFIX-}
-    echo "== $name"
-    # Without the --, argparse of Python 3.11 takes --log for one of torchrun's own options.
-    "$PYTHON" -m torch.distributed.run --nproc_per_node="$NUM_GPUS" --master_port="$PORT" -- main.py \
-        --config "$1" --log "$name" \
-        --set "task='$2'" --set "setting=$3" --set "method=$METHOD" ${extra[@]+"${extra[@]}"} && return
-    failed+=("$name")
-    if [[ ${KEEP_GOING-0} != 1 ]]; then
-        echo "main.sh: $name failed; mend it and rerun, or set KEEP_GOING=1" >&2
-        exit 1
-    fi
-}
-
-for setting in $SETTINGS; do
-    for task in $VOC_TASKS; do
-        run "$VOC_CONFIG" "$task" "$setting" "voc_${task}_${setting}_${METHOD}"
-    done
-done
-for task in $ADE_TASKS; do
-    run "$ADE_CONFIG" "$task" overlap "ade_${task}_overlap_${METHOD}"
-done
-
-if ((${#failed[@]})); then
-    echo "main.sh: failed: ${failed[*]}" >&2
-    exit 1
-fi
+exec "${PYTHON:-python}" -m tools.sweep ${arguments[@]+"${arguments[@]}"}

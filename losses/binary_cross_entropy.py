@@ -8,21 +8,32 @@ from losses.reduction import at_least_float32
 
 
 def binary_cross_entropy(
-    logits: Tensor, labels: Tensor, ignore_index: int, weights: Tensor | None = None
+    logits: Tensor, labels: Tensor, ignore_index: int, weights: Tensor | None = None, first_class: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum over labelled pixels and all classes of the binary cross-entropy, and the number of pixels.
+    """Return the sum over labelled pixels and classes of the binary cross-entropy, and the number of pixels.
 
-    Every class, background included, is asked whether the pixel shows it. Ours: summed over classes, averaged over
+    Every class from `first_class` on is asked whether the pixel shows it: all, background included (SSUL), or the new
+    ones alone (DKD, arXiv 2210.05941, multi-label binary cross-entropy). Ours: summed over classes, averaged over
     labelled pixels.
 
     logits: (B,K,H,W); labels: (B,H,W) int64; weights: (B,H,W), the pixels' factors, None for 1.
     """
     logits = at_least_float32(logits)
     is_labelled = labels != ignore_index
+    is_shown = is_labelled & (labels >= first_class)
     # −log σ(z) where the class is shown, −log(1 − σ(z)) = −log σ(z) + z elsewhere.
-    own = logits.gather(1, labels.masked_fill(~is_labelled, 0)[:, None])[:, 0]
-    per_pixel = (F.softplus(logits).sum(dim=1) - own).masked_fill(~is_labelled, 0)
+    own = logits.gather(1, labels.masked_fill(~is_shown, 0)[:, None])[:, 0].masked_fill(~is_shown, 0)
+    per_pixel = (F.softplus(logits[:, first_class:]).sum(dim=1) - own).masked_fill(~is_labelled, 0)
     return (per_pixel if weights is None else weights * per_pixel).sum(), is_labelled.sum()
+
+
+def soft_binary_cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """Return −q·log σ(z) − (1 − q)·log(1 − σ(z)) of every element, in float32 at least.
+
+    logits: z; probabilities: q, what is expected of σ(z), of the same shape.
+    """
+    logits = at_least_float32(logits)
+    return F.softplus(logits) - probabilities * logits
 
 
 def sigmoid_pseudo_labels(labels: Tensor, old_logits: Tensor, threshold: float) -> Tensor:

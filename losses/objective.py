@@ -8,7 +8,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from losses.auxiliary import auxiliary_loss
 from losses.binary_cross_entropy import binary_cross_entropy
+from losses.binary_distillation import binary_distillation
+from losses.decomposed_distillation import decomposed_distillation
 from losses.entropy_pseudo_label import adaptive_factor
 from losses.feature_distillation import embedding_distillation, feature_distillation, reliability
 from losses.local_pod import local_pod
@@ -35,6 +38,8 @@ class Output(Protocol):
     def class_embeddings(self) -> Tensor | None: ...
     @property
     def stages(self) -> tuple[Tensor, ...]: ...
+    @property
+    def auxiliary_logits(self) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,15 @@ class Targets:
 
 @dataclass(frozen=True)
 class Objective:
-    """Total = CE + L_feature + λ·L_output + L_orthogonal (MBS, arXiv 2407.11859) + L_pod; None switches a term off.
+    """Total = CE + L_feature + λ·L_output + L_orthogonal (MBS, arXiv 2407.11859) + those of others; None is off.
 
     cross_entropy: over a softmax, over one that knows what background hides (`losses/unbiased.py`), or over a
-    sigmoid a class. pseudo_label: (labels, old logits) -> labels, fills the background of the labels for the
-    cross-entropy; pseudo_label_weight: weight of its pixels there; adaptive_factor: PLOP's factor of every image,
-    with the mean then over all pixels, as the paper has it. local_pod_weights: of the backbone's stages and of the
-    features, both scaled by √(K / K_new). The other weights are the factors of their terms; a kind says what of.
-    Without arguments: the base step's cross-entropy.
+    sigmoid a class, of all classes or of the new ones. pseudo_label: (labels, old logits) -> labels, fills the
+    background of the labels for the cross-entropy; pseudo_label_weight: weight of its pixels there; adaptive_factor:
+    PLOP's factor of every image, with the mean then over all pixels, as the paper has it. local_pod_weights: of the
+    backbone's stages and of the features, both scaled by √(K / K_new). auxiliary_weight: for models that have an
+    auxiliary classifier. The other weights are the factors of their terms; a kind says what of.
+    Without arguments: a base step's cross-entropy.
     """
 
     pseudo_label: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -73,11 +79,13 @@ class Objective:
     orthogonal_weight: float | None = None
     num_new: int = 0
     ignore_index: int = 255
-    cross_entropy: Literal["plain", "unbiased", "bce"] = "plain"
+    cross_entropy: Literal["plain", "unbiased", "bce", "bce_new"] = "plain"
     adaptive_factor: bool = False
     feature_distillation_kind: Literal["adaptive", "plain"] = "adaptive"
-    output_distillation_kind: Literal["label_guided", "plain", "unbiased"] = "label_guided"
+    output_distillation_kind: Literal["label_guided", "plain", "unbiased", "binary"] = "label_guided"
     local_pod_weights: tuple[float, float] | None = None
+    decomposed_distillation_weight: float | None = None
+    auxiliary_weight: float | None = None
 
     @property
     def needs_old_model(self) -> bool:
@@ -87,6 +95,7 @@ class Objective:
             self.feature_distillation_weight,
             self.output_distillation_weight,
             self.local_pod_weights,
+            self.decomposed_distillation_weight,
         )
         return any(term is not None for term in terms)
 
@@ -156,6 +165,18 @@ class Objective:
             assert old is not None
             scale = math.sqrt(logits.shape[1] / self.num_new)
             terms["local_pod"] = mean_or_zero(scale * self._local_pod(output, old), num_images)
+        if self.decomposed_distillation_weight is not None:
+            assert old is not None
+            total, count = decomposed_distillation(
+                output.features, output.class_tokens, old.features, old.class_tokens
+            )
+            mean = mean_or_zero(total, num_images * (count // len(labels)))
+            terms["decomposed_distillation"] = self.decomposed_distillation_weight * mean
+        if self.auxiliary_weight is not None:
+            assert output.auxiliary_logits is not None
+            total, count = auxiliary_loss(output.auxiliary_logits)
+            mean = mean_or_zero(total, num_images * (count // len(labels)))
+            terms["auxiliary"] = self.auxiliary_weight * mean
         return terms
 
     def _pixel_terms(
@@ -183,8 +204,12 @@ class Objective:
             cross_entropy = self._cross_entropy(logits, targets.pseudo_labels, weights)
         if distils and not is_guided:
             assert old is not None
-            distil = logit_distillation if self.output_distillation_kind == "plain" else unbiased_distillation
-            distillation, count = distil(logits, old.logits)
+            if self.output_distillation_kind == "binary":
+                distillation, count = binary_distillation(logits, old.logits, labels, self.ignore_index)
+            elif self.output_distillation_kind == "plain":
+                distillation, count = logit_distillation(logits, old.logits)
+            else:
+                distillation, count = unbiased_distillation(logits, old.logits)
             num_channels = count // labels.numel()
         return cross_entropy, distillation, num_channels
 
@@ -200,9 +225,10 @@ class Objective:
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         """Return the sum of a cross-entropy that is not over the plain softmax."""
-        if self.cross_entropy == "bce":
-            return binary_cross_entropy(logits, labels, self.ignore_index, weights)[0]
         num_old = logits.shape[1] - self.num_new
+        if self.cross_entropy in ("bce", "bce_new"):
+            first_class = num_old if self.cross_entropy == "bce_new" else 0
+            return binary_cross_entropy(logits, labels, self.ignore_index, weights, first_class)[0]
         return unbiased_cross_entropy(logits, labels, num_old, self.ignore_index, weights)[0]
 
     def _local_pod(self, output: Output, old: Output) -> Tensor:

@@ -49,7 +49,12 @@ class SegmentationModel(nn.Module):
 
         weight_transfer: they start as the background. balanced_bias: background and new classes share what the
         background scored, their biases lowered by log(1 + new classes) (MiB, arXiv 2002.00718, eq. 10).
+        Where the model has an auxiliary classifier, they start as that instead.
         """
+        raise NotImplementedError
+
+    def set_auxiliary_classifier(self, is_wanted: bool) -> None:
+        """Give a model whose kind can have one an auxiliary classifier, a copy of the background's, or take it away."""
         raise NotImplementedError
 
     def backbone_parameters(self) -> list[nn.Parameter]:

@@ -20,9 +20,11 @@ def build_model(
     num_blocks: int,
     num_heads: int,
     drop_path: float,
+    auxiliary_classifier: bool = False,
 ) -> SegmentationModel:
     """Return the model `name` (a key of MODELS) for the classes of each step so far; each takes its own options.
 
+    auxiliary_classifier: has a default, as checkpoints older than this option do not name it.
     Raises ValueError naming the field of the config whose value the model cannot take.
     """
     if name == "segmenter":
@@ -43,4 +45,5 @@ def build_model(
         pretrained=pretrained,
         output_stride=output_stride,
         channels=channels,
+        auxiliary_classifier=auxiliary_classifier,
     )

@@ -47,7 +47,8 @@ class DeepLabV3(SegmentationModel):
     The authors' code of MBS holds no DeepLabV3; the mapping of its parts onto this model is ours: features
     are the output of the shared 3x3, class tokens are the classifier's rows.
 
-    num_classes: classes of each step so far, background counted in the first.
+    num_classes: classes of each step so far, background counted in the first. auxiliary_classifier: see
+    `GrowingClassifier`.
     """
 
     trains_on_single_images = False
@@ -60,13 +61,14 @@ class DeepLabV3(SegmentationModel):
         pretrained: bool | str = False,
         output_stride: int = 16,
         channels: int = 256,
+        auxiliary_classifier: bool = False,
     ) -> None:
         super().__init__(backbone)
         self.backbone, in_channels = build_backbone(backbone, pretrained, output_stride)
         rates = tuple(rate * 16 // output_stride for rate in (6, 12, 18))
         self.aspp = ASPP(in_channels, channels, rates)
         self.project = conv_bn_relu(self.aspp.out_channels, channels, 3)
-        self.classifier = GrowingClassifier(channels, num_classes)
+        self.classifier = GrowingClassifier(channels, num_classes, auxiliary_classifier)
 
     @property
     def num_classes(self) -> list[int]:
@@ -74,6 +76,9 @@ class DeepLabV3(SegmentationModel):
 
     def grow(self, num_new: int, weight_transfer: bool, balanced_bias: bool = False) -> None:
         self.classifier.grow(num_new, weight_transfer, balanced_bias)
+
+    def set_auxiliary_classifier(self, is_wanted: bool) -> None:
+        self.classifier.set_auxiliary(is_wanted)
 
     def newest_parameters(self) -> list[nn.Parameter]:
         return list(self.classifier.heads[-1].parameters())
@@ -87,4 +92,6 @@ class DeepLabV3(SegmentationModel):
         size = images.shape[2:]
         logits = self.to_image_size(grid_logits, size) if full_size else grid_logits.new_empty(0)
         kept = tuple(stages) if with_stages else ()
-        return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), None, kept)
+        auxiliary_logits = self.classifier.auxiliary_logits(features)
+        class_tokens = self.classifier.class_tokens()
+        return SegOutput(logits, grid_logits, features, class_tokens, None, kept, auxiliary_logits)

@@ -15,7 +15,7 @@ class SegOutput(NamedTuple):
     logits: (B,K,H,W) at image size, empty where not asked for; grid_logits: (B,K,h,w) before upsampling; features:
     (B,D,h,w), what feature distillation compares; class_tokens: (K,D), one vector a class; class_embeddings: (B,K,D)
     where the model decodes classes per image, else None; stages: feature maps (B,C,h,w) of the backbone, fine to
-    coarse, empty unless asked for.
+    coarse, empty unless asked for; auxiliary_logits: (B,1,h,w) where the model has an auxiliary classifier, else None.
     """
 
     logits: Tensor
@@ -24,6 +24,7 @@ class SegOutput(NamedTuple):
     class_tokens: Tensor
     class_embeddings: Tensor | None
     stages: tuple[Tensor, ...] = ()
+    auxiliary_logits: Tensor | None = None
 
 
 def upsample(grid_logits: Tensor, size: torch.Size) -> Tensor:

@@ -6,7 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses.binary_cross_entropy import binary_cross_entropy, sigmoid_pseudo_labels
+from losses.binary_cross_entropy import (
+    binary_cross_entropy,
+    sigmoid_pseudo_labels,
+    soft_binary_cross_entropy,
+)
 
 
 def test_every_class_is_asked_whether_the_pixel_shows_it() -> None:
@@ -32,6 +36,33 @@ def test_it_is_torchs_over_labelled_pixels_with_their_weights() -> None:
     torch.testing.assert_close(
         torch.autograd.grad(total, logits)[0], torch.autograd.grad(expected, logits)[0]
     )
+
+
+def test_of_the_new_classes_alone_old_ones_and_background_are_not_asked() -> None:
+    # Two old classes score what they like; the new ones 3/4 and 1/5 at pixels of background, 2 and 255.
+    scores = torch.tensor([0.9, 0.4, 0.75, 0.2]).double().logit()
+    logits = scores.view(1, 4, 1, 1).expand(1, 4, 1, 3).clone().requires_grad_()
+    total, count = binary_cross_entropy(logits, torch.tensor([[[0, 2, 255]]]), 255, first_class=2)
+    of_background = -math.log(1 / 4) - math.log(4 / 5)
+    assert float(total.detach()) == pytest.approx(of_background - math.log(3 / 4) - math.log(4 / 5))
+    assert int(count) == 2
+    (gradient,) = torch.autograd.grad(total, logits)
+    assert not gradient[:, :2].any()
+    assert gradient[0, 2:, 0].tolist() == [
+        pytest.approx([0.75, -0.25, 0]),
+        pytest.approx([0.2, 0.2, 0]),
+    ]
+
+
+def test_soft_targets_have_torchs_value_and_large_scores_stay_finite() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (5 * torch.randn(4, 5, generator=generator)).double()
+    probabilities = torch.rand(4, 5, generator=generator).double()
+    expected = F.binary_cross_entropy_with_logits(logits, probabilities, reduction="none")
+    torch.testing.assert_close(soft_binary_cross_entropy(logits, probabilities), expected)
+    large = soft_binary_cross_entropy(torch.tensor([6e4, -6e4]).half(), torch.tensor([0.5, 0.5]))
+    assert large.tolist() == pytest.approx([3e4, 3e4], rel=1e-3)
+    assert large.dtype == torch.float32
 
 
 def test_large_scores_and_no_labelled_pixel_stay_finite() -> None:

@@ -1,38 +1,70 @@
-"""main.sh: which runs the sweep starts, under which names, and what it does after a failure."""
+"""main.sh: which runs a sweep starts, from which base steps, and what it does with finished and failed ones."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cli import run_tool
+from tools.sweep import expand, read_sweep
+from utils.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Stands in for Python: notes its arguments, fails where one of them is $FAIL_ON, and sees 3 GPUs.
+# Stands in for Python: runs the sweep itself, notes the commands of its runs, fails where an argument is $FAIL_ON, and
+# sees 3 GPUs. With TERMINATE it tells the sweep to end, as a scheduler does, and saves when it is told so itself.
 RECORDER = """#!/usr/bin/env bash
 if [[ $1 == -c ]]; then echo 3; exit; fi
+if [[ $2 == tools.sweep ]]; then exec "$REAL_PYTHON" "$@"; fi
 (IFS=$'\\t'; echo "$PWD"$'\\t'"$*") >> "$RECORD"
 for argument in "$@"; do [[ $argument != "${FAIL_ON-}" ]] || exit 7; done
+if [[ ${TERMINATE-} ]]; then
+    trap 'exit 143' TERM
+    kill -TERM $PPID
+    while :; do :; done
+fi
 """
 SETTINGS_OF_MAIN_SH = {
-    *("NUM_GPUS", "PORT", "VOC_TASKS", "ADE_TASKS", "SETTINGS", "METHOD", "VOC_CONFIG", "ADE_CONFIG"),
-    *("EXTRA", "SUFFIX", "KEEP_GOING"),
+    *(
+        "NUM_GPUS",
+        "PORT",
+        "VOC_TASKS",
+        "ADE_TASKS",
+        "SETTINGS",
+        "METHOD",
+        "METHODS",
+        "VOC_CONFIG",
+        "ADE_CONFIG",
+    ),
+    *("SEEDS", "BASE", "EXTRA", "SUFFIX", "KEEP_GOING", "DRY_RUN"),
 }
 
 
 class Sweep:
     """What `bash main.sh` did: its exit code and messages, and the arguments of every command it started."""
 
-    def __init__(self, folder: Path, **variables: str) -> None:
+    def __init__(self, folder: Path, *arguments: str | Path, **variables: str) -> None:
         recorder, record = folder / "python", folder / "record"
         recorder.write_text(RECORDER)
         recorder.chmod(0o755)
         record.write_text("")
         environment = {name: value for name, value in os.environ.items() if name not in SETTINGS_OF_MAIN_SH}
-        environment |= {"PYTHON": str(recorder), "RECORD": str(record), **variables}
+        environment |= {
+            "PYTHON": str(recorder),
+            "RECORD": str(record),
+            "REAL_PYTHON": sys.executable,
+            **variables,
+        }
         # From another folder: main.sh finds its own.
         process = subprocess.run(
-            ["bash", str(ROOT / "main.sh")],
+            ["bash", str(ROOT / "main.sh"), *map(str, arguments)],
             cwd=folder,
             env=environment,
             capture_output=True,
@@ -49,26 +81,44 @@ class Sweep:
         """Log names, in the order of the runs."""
         return [command[command.index("--log") + 1] for command in self.commands]
 
+    @property
+    def bases(self) -> dict[str, str]:
+        """The run from whose base step each run starts, its own where it trains it."""
+        return {name: base_of(command, name) for name, command in zip(self.names, self.commands, strict=True)}
+
+
+def base_of(arguments: list[str], name: str) -> str:
+    """The run whose base step the arguments name, `name` where they name none."""
+    named = [argument for argument in arguments if argument.startswith("init_from=")]
+    return Path(named[0]).parent.parent.name if named else name
+
+
+def write_sweep(folder: Path, **values: Any) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
 
 def test_default_sweep_runs_every_documented_task_in_order_on_all_gpus(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path)
+    elsewhere = f"output_dir={tmp_path}"  # runs of this folder would be passed over
+    sweep = Sweep(tmp_path, EXTRA=f"--set {elsewhere}")
     voc = [
         f"voc_{task}_{setting}_mbs"
         for setting in ("overlap", "disjoint")
         for task in ("19-1", "15-5", "15-1", "10-1")
     ]
-    assert sweep.returncode == 0
+    assert sweep.returncode == 0, sweep.stderr
     assert sweep.names == [*voc, *(f"ade_{task}_overlap_mbs" for task in ("100-50", "100-10", "50-50"))]
     assert sweep.folders == {str(ROOT)}
     assert sweep.commands[2] == [
         *("-m", "torch.distributed.run", "--nproc_per_node=3", "--master_port=29500", "--", "main.py"),
         *("--config", "./configs/voc.yaml", "--log", "voc_15-1_overlap_mbs"),
-        *("--set", "task='15-1'", "--set", "setting=overlap", "--set", "method=mbs"),
+        *("--set", "task='15-1'", "--set", "setting=overlap", "--set", "method=mbs", "--set", elsewhere),
     ]
     assert sweep.commands[-1] == [
         *("-m", "torch.distributed.run", "--nproc_per_node=3", "--master_port=29500", "--", "main.py"),
         *("--config", "./configs/ade20k.yaml", "--log", "ade_50-50_overlap_mbs"),
-        *("--set", "task='50-50'", "--set", "setting=overlap", "--set", "method=mbs"),
+        *("--set", "task='50-50'", "--set", "setting=overlap", "--set", "method=mbs", "--set", elsewhere),
     ]
 
 
@@ -80,43 +130,171 @@ def test_environment_chooses_gpus_port_tasks_settings_method_configs_arguments_a
         NUM_GPUS="2",
         PORT="12345",
         VOC_TASKS="15-1 5-3",
-        ADE_TASKS="",
+        ADE_TASKS="100-5",
         SETTINGS="partitioned",
         METHOD="finetune",
-        VOC_CONFIG="./my.yaml",
-        EXTRA="--set seed=1 --device cpu",
+        VOC_CONFIG="./configs/voc_segmenter.yaml",
+        ADE_CONFIG="./configs/ade20k_segmenter.yaml",
+        EXTRA=f"--set seed=1 --device cpu --set output_dir={tmp_path}",
         SUFFIX="_seed1",
     )
-    assert sweep.returncode == 0
-    assert sweep.names == ["voc_15-1_partitioned_finetune_seed1", "voc_5-3_partitioned_finetune_seed1"]
+    assert sweep.returncode == 0, sweep.stderr
+    assert sweep.names == [
+        "voc_15-1_partitioned_finetune_seed1",
+        "voc_5-3_partitioned_finetune_seed1",
+        "ade_100-5_overlap_finetune_seed1",
+    ]
     assert sweep.commands[1] == [
         *("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=12345", "--", "main.py"),
-        *("--config", "./my.yaml", "--log", "voc_5-3_partitioned_finetune_seed1"),
+        *("--config", "./configs/voc_segmenter.yaml", "--log", "voc_5-3_partitioned_finetune_seed1"),
         *("--set", "task='5-3'", "--set", "setting=partitioned", "--set", "method=finetune"),
-        *("--set", "seed=1", "--device", "cpu"),
+        *("--set", "seed=1", "--device", "cpu", "--set", f"output_dir={tmp_path}"),
     ]
+    assert sweep.commands[2][sweep.commands[2].index("--config") + 1] == "./configs/ade20k_segmenter.yaml"
 
 
-def test_ade20k_alone_runs_under_its_own_config(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, VOC_TASKS="", ADE_TASKS="100-5", ADE_CONFIG="./ade.yaml")
-    assert sweep.names == ["ade_100-5_overlap_mbs"]
-    assert sweep.commands[0][sweep.commands[0].index("--config") + 1] == "./ade.yaml"
+def test_methods_and_seeds_share_base_steps_sigmoids_one_that_trained_the_auxiliary_classifier(
+    tmp_path: Path,
+) -> None:
+    variables = {"VOC_TASKS": "15-1", "ADE_TASKS": "", "SETTINGS": "overlap", "SEEDS": "0 1"}
+    variables |= {"METHODS": "mbs mib ssul dkd", "EXTRA": f"--set output_dir={tmp_path}"}
+    sweep = Sweep(tmp_path, **variables)
+    start = "voc_15-1_overlap_"
+    assert sweep.bases == {
+        f"{start}{method}_seed{seed}": f"{start}{base}_seed0"
+        for method, base in (("mbs", "mbs"), ("mib", "mbs"), ("dkd", "dkd"), ("ssul", "dkd"))
+        for seed in (0, 1)
+    }
+    assert all(sweep.names.index(base) <= sweep.names.index(name) for name, base in sweep.bases.items())
+    own = Sweep(tmp_path, **variables, BASE="seed")
+    assert own.bases[f"{start}ssul_seed1"] == own.bases[f"{start}dkd_seed1"] == f"{start}dkd_seed1"
+    assert own.bases[f"{start}mib_seed1"] == f"{start}mbs_seed1"
 
 
-def test_sweep_stops_at_the_first_failure(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, FAIL_ON="task='15-5'", SETTINGS="overlap")
-    assert sweep.returncode == 1
-    assert sweep.names == ["voc_19-1_overlap_mbs", "voc_15-5_overlap_mbs"]
-    assert "voc_15-5_overlap_mbs failed" in sweep.stderr
-
-
-def test_keep_going_runs_the_rest_and_lists_the_failures(tmp_path: Path) -> None:
-    variables = {"VOC_TASKS": "19-1 15-5", "ADE_TASKS": "50-50", "KEEP_GOING": "1"}
+def test_a_failed_run_is_listed_at_the_end_and_ends_the_sweep_if_asked(tmp_path: Path) -> None:
+    variables = {"VOC_TASKS": "19-1 15-5", "ADE_TASKS": "50-50", "EXTRA": f"--set output_dir={tmp_path}"}
     sweep = Sweep(tmp_path, FAIL_ON="task='15-5'", **variables)
     assert sweep.returncode == 1
     assert len(sweep.commands) == 5
     listed = sweep.stderr.strip().splitlines()[-1]
     assert listed == "main.sh: failed: voc_15-5_overlap_mbs voc_15-5_disjoint_mbs"
+    sweep = Sweep(tmp_path, FAIL_ON="task='15-5'", KEEP_GOING="0", **variables)
+    assert sweep.returncode == 1
+    assert sweep.names == ["voc_19-1_overlap_mbs", "voc_15-5_overlap_mbs"]
+    assert "voc_15-5_overlap_mbs failed" in sweep.stderr
+
+
+def test_a_sweep_that_is_told_to_end_passes_it_on_and_starts_nothing_more(tmp_path: Path) -> None:
+    extra = f"--set output_dir={tmp_path}"
+    sweep = Sweep(tmp_path, VOC_TASKS="19-1 15-5", ADE_TASKS="", EXTRA=extra, TERMINATE="1")
+    assert sweep.returncode == 143
+    assert sweep.names == ["voc_19-1_overlap_mbs"]
+
+
+def test_a_sweep_file_passes_finished_runs_over_and_trains_the_rest_from_their_base_step(
+    finished_run: Path,
+) -> None:
+    folder = finished_run.parents[1]
+    without = {"without orthogonal": ["loss.orthogonal.enabled=false"]}
+    runs = [{}, {"variants": without, "settings": ["overlap"]}]
+    path = write_sweep(folder, config=str(folder / "tiny.yaml"), name="run", runs=runs)
+    name = "run_overlap_without_orthogonal"
+    dry = Sweep(folder, path, "--dry-run", NUM_GPUS="1")
+    assert dry.returncode == 0, dry.stderr
+    first, second = dry.stdout.splitlines()
+    assert first == "# run has finished"
+    assert f"--log {name} " in second
+    assert not dry.commands
+    environment = {k: v for k, v in os.environ.items() if k not in SETTINGS_OF_MAIN_SH}
+    environment |= {"PYTHON": sys.executable, "NUM_GPUS": "1", "PORT": "29641", "EXTRA": "--device cpu"}
+    command = ["bash", str(ROOT / "main.sh"), "sweep.yaml"]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "== run (1/2) has finished" in result.stdout
+    base = finished_run / "checkpoints" / "step_0.pth"
+    assert yaml.safe_load((finished_run.parent / name / "config.yaml").read_text())["init_from"] == str(base)
+    results = [
+        json.loads((run / "results.json").read_text()) for run in (finished_run, finished_run.parent / name)
+    ]
+    assert results[0]["steps"][0]["per_class_iou"] == results[1]["steps"][0]["per_class_iou"]
+    table = run_tool("summarize", finished_run, finished_run.parent / name, "--group-by", "variant").stdout
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == ["| mbs", "| without orthogonal"]
+
+
+def test_a_finished_run_of_another_config_is_a_failure_and_is_not_touched(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    config = str(finished_run.parents[1] / "tiny.yaml")
+    path = write_sweep(tmp_path, config=config, name="run", set=["train.lr_base=0.5"])
+    sweep = Sweep(tmp_path, path)
+    assert sweep.returncode == 1
+    assert not sweep.commands
+    assert "run: holds a run with another config (train.lr_base: 0.01 → 0.5" in sweep.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"config": "configs/demo.yaml", "method": ["mbs"]}, "sweep.yaml: method: Extra inputs"),
+        ({"methods": ["mbs"]}, "sweep.yaml: config: Field required"),
+        ({"config": "configs/demo.yaml", "seeds": "0"}, "sweep.yaml: seeds: Input should be a valid list"),
+        ({"config": "configs/none.yaml"}, "none.yaml: no such config file"),
+        ({"config": "configs/demo.yaml", "methods": ["lfw"]}, "sweep_lfw: --set: method: Input should be"),
+        ({"config": "configs/demo.yaml", "runs": [{}, {}]}, "sweep: two runs have this name"),
+        ({"config": "configs/demo.yaml", "runs": {"a": {}}}, "sweep.yaml: runs: expected a list"),
+    ],
+)
+def test_what_is_wrong_with_a_sweep_file_is_told_before_anything_starts(
+    values: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises((ValueError, OSError), match=expected):
+        expand(read_sweep(write_sweep(tmp_path, **values)), {})
+
+
+def test_main_sh_tells_it_with_exit_code_2(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, write_sweep(tmp_path, config="configs/demo.yaml", colour="red"))
+    assert sweep.returncode == 2
+    assert sweep.stderr.startswith("error: ")
+    assert "Traceback" not in sweep.stderr
+
+
+def resolved(path: str) -> dict[str, tuple[Config, str]]:
+    """The config of every run of a shipped sweep file, and the run that trains its base step."""
+    runs = expand(read_sweep(ROOT / path), {})
+    return {run.config.log: (run.config, base_of(run.arguments, run.config.log)) for run in runs}
+
+
+def test_the_ablation_switches_every_part_by_itself_over_one_base_step() -> None:
+    found = resolved("configs/ablation/voc.yaml")
+    losses = {config.variant: config.loss for config, _ in found.values()}
+    assert {base for _, base in found.values()} == {"voc_ablation_15-1_overlap_1_fine-tuning"}
+    assert len({repr(loss) for loss in losses.values()}) == len(losses) == 16
+    full, nothing = losses["9 + weight transfer"], losses["1 fine-tuning"]
+    assert full == load_config(ROOT / "configs/voc.yaml").loss
+    terms = ("pseudo_label", "feature_distillation", "output_distillation", "orthogonal")
+    assert not any(getattr(nothing, term).enabled for term in terms)
+    assert not nothing.weight_transfer
+    differing = {
+        name: [part for part in (*terms, "weight_transfer") if getattr(loss, part) != getattr(full, part)]
+        for name, loss in losses.items()
+    }
+    assert all(len(parts) == 1 for name, parts in differing.items() if name.startswith("without"))
+    by_part = sorted(parts[0] for name, parts in differing.items() if name.startswith("without"))
+    assert by_part == sorted([*terms, *terms[:3]])
+    assert differing["8 + orthogonal"] == ["weight_transfer"]
+    animals = resolved("configs/ablation/voc_animals.yaml")
+    assert len(animals) == 3 * 16
+    assert {base for _, base in animals.values()} == {"animals_ablation_1_fine-tuning_seed0"}
+
+
+def test_the_comparison_holds_every_method_in_both_settings() -> None:
+    found = resolved("configs/comparison/voc_animals.yaml")
+    kinds = [(config.method, config.setting) for config, _ in found.values()]
+    methods = ("mbs", "finetune", "joint", "lwf", "ilt", "mib", "plop", "ssul", "dkd")
+    assert set(kinds) == {(method, setting) for method in methods for setting in ("overlap", "disjoint")}
+    assert all(kinds.count((method, "disjoint")) == 3 for method in ("mbs", "finetune"))
+    bases = {base for _, base in found.values()}
+    assert bases == {f"animals_{s}_{m}_seed0" for s in ("overlap", "disjoint") for m in ("mbs", "dkd")}
 
 
 def test_torchrun_leaves_the_options_of_main_py_alone() -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from models import SegmentationModel, load_model
 from tests.cli import write_tiny_config
 from tests.test_gradients import STEP, assert_equal_iterations, make_batch, make_models, one_iteration
 from tests.test_gradients import make_config as make_gradient_config
-from trainer.checkpoint import checkpoint_path, load_checkpoint, new_model
+from trainer.checkpoint import checkpoint_path, load_checkpoint, new_model, restore_base, save_checkpoint
 from trainer.plan import prepare
 from trainer.run import run
 from trainer.step import build_objective, prepare_for_training
@@ -27,10 +28,11 @@ TERMS = {
     "mib": ["cross_entropy", "output_distillation"],
     "plop": ["cross_entropy", "local_pod"],
     "ssul": ["cross_entropy"],
+    "dkd": ["cross_entropy", "output_distillation", "decomposed_distillation", "auxiliary"],
     "mbs": ["cross_entropy", "feature_distillation", "output_distillation", "orthogonal"],
 }
 """What a run of DeepLabV3 writes of its incremental steps."""
-RIVALS = ["lwf", "ilt", "mib", "plop", "ssul"]
+RIVALS = ["lwf", "ilt", "mib", "plop", "ssul", "dkd"]
 
 
 def make_config(folder: Path, *overrides: str) -> Config:
@@ -123,6 +125,79 @@ def test_the_base_step_of_ssul_is_binary_and_is_not_mixed_with_others(tmp_path: 
         prepare(make_config(tmp_path, "method=ssul", "log=other", base_step), WORKER)
 
 
+def test_new_classes_of_dkd_start_as_the_auxiliary_classifier_that_the_checkpoint_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = []
+
+    def remember(model: SegmentationModel, *arguments: object) -> float:
+        if len(model.num_classes) == 2:
+            starts.append({name: weight.clone() for name, weight in model.state_dict().items()})
+        return train_step(model, *arguments)  # type: ignore[arg-type]
+
+    from trainer.step import train_step
+
+    monkeypatch.setattr("trainer.run.train_step", remember)
+    config = make_config(tmp_path, "method=dkd")
+    run(prepare(config, WORKER), WORKER)
+    before, after = (load_checkpoint(checkpoint_path(config.run_dir, step))["model"] for step in (0, 1))
+    (start,) = starts
+    for part in ("weight", "bias"):
+        learned = before[f"classifier.auxiliary.{part}"]
+        assert torch.equal(start[f"classifier.heads.1.{part}"], torch.cat([learned, learned]))
+        assert not torch.equal(after[f"classifier.auxiliary.{part}"], learned), "it goes on learning"
+    model, _ = load_model(checkpoint_path(config.run_dir, 1))
+    assert model(make_batch()[0][:1]).auxiliary_logits.shape == (1, 1, 2, 2)
+    for_ssul = restore_base(
+        make_config(tmp_path, "method=ssul"), load_checkpoint(checkpoint_path(config.run_dir, 0))
+    )
+    assert "classifier.auxiliary.weight" not in for_ssul.state_dict()
+
+
+def test_a_base_step_of_ssul_serves_dkd_whose_auxiliary_classifier_then_starts_as_the_background(
+    tmp_path: Path,
+) -> None:
+    base = make_config(tmp_path, "method=ssul", "log=base")
+    run(prepare(base, WORKER), WORKER)
+    path = checkpoint_path(base.run_dir, 0)
+    config = make_config(tmp_path, "method=dkd", f"init_from={path}")
+    run(prepare(config, WORKER), WORKER)
+    theirs, taken = (load_checkpoint(checkpoint_path(c.run_dir, 0))["model"] for c in (base, config))
+    assert taken.keys() - theirs.keys() == {f"classifier.auxiliary.{part}" for part in ("weight", "bias")}
+    assert all(torch.equal(taken[name], weight) for name, weight in theirs.items())
+    for part in ("weight", "bias"):
+        background = taken[f"classifier.heads.0.{part}"][:1]
+        assert torch.equal(taken[f"classifier.auxiliary.{part}"], background)
+    assert "it starts as the background's classifier" in (config.run_dir / "log.txt").read_text()
+
+
+def test_the_auxiliary_classifier_teaches_the_features_nothing(tmp_path: Path) -> None:
+    gradients = []
+    for weight in (0, 100):
+        config = make_gradient_config(
+            tmp_path,
+            "deeplabv3",
+            "method=dkd",
+            "train.clip_grad_norm=0.001",
+            f"loss.auxiliary_weight={weight}",
+        )
+        gradients.append(one_iteration(config, WORKER, accumulate=1)[1])
+    changed = {name for name in gradients[0] if not torch.equal(gradients[0][name], gradients[1][name])}
+    assert changed == {"classifier.auxiliary.weight", "classifier.auxiliary.bias"}
+
+
+def test_a_checkpoint_older_than_the_auxiliary_classifier_still_loads(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    values = config.model_dump(mode="json")
+    del values["model"]["auxiliary_classifier"]
+    path = checkpoint_path(tmp_path, 0)
+    names = {"class_names": ["background", "disc"], "palette": [[0, 0, 0]] * 2, "num_classes": [2]}
+    save_checkpoint(path, new_model(config, [2]), step=0, config=values, **names)
+    model, _ = load_model(path)
+    assert model(make_batch()[0][:1]).auxiliary_logits is None
+    assert restore_base(config, load_checkpoint(path)).num_classes == [2]
+
+
 def test_plop_measures_its_thresholds_on_the_images_of_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +221,16 @@ def test_plop_measures_its_thresholds_on_the_images_of_the_step(
 def test_plop_is_refused_where_the_backbone_has_no_stages(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"loss.local_pod.enabled: .* model.name segmenter"):
         make_config(tmp_path, "method=plop", "model.name=segmenter")
+
+
+def test_dkd_is_refused_where_classes_have_no_rows_and_beside_weight_transfer(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"decomposed_distillation.enabled: .* model.name segmenter"
+    ) as caught:
+        make_config(tmp_path, "method=dkd", "model.name=segmenter")
+    assert "model.auxiliary_classifier: is about the rows" in str(caught.value)
+    with pytest.raises(ValueError, match=r"model.auxiliary_classifier: .*loss.weight_transfer"):
+        make_config(tmp_path, "method=dkd", "loss.weight_transfer=true")
 
 
 def test_weights_of_the_files_method_do_not_reach_another_one_named_by_set(tmp_path: Path) -> None:

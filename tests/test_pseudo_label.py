@@ -25,6 +25,10 @@ WORKED_PIXELS = [
 ]
 
 
+PLAIN: dict[tuple[int, tuple[float, ...]], int] = {(0, (0.10, 0.50, 0.40)): 0, (0, (0.45, 0.30, 0.25)): 0}
+"""What plain pseudo-labelling makes of two of them."""
+
+
 def random_batch(
     seed: int, num_old: int = 4, num_new: int = 2, ignore_index: int = 255
 ) -> tuple[Tensor, Tensor]:
@@ -58,6 +62,8 @@ def test_worked_pixel(label: int, probabilities: tuple[float, ...], expected: in
     logits = torch.tensor(probabilities).log().view(1, 3, 1, 1)
     result = SelectivePseudoLabel()(torch.tensor([[[label]]]), logits)
     assert result.tolist() == [[[expected]]]
+    plain = SelectivePseudoLabel(ignore_unsure=False)(torch.tensor([[[label]]]), logits)
+    assert plain.tolist() == [[[PLAIN.get((label, probabilities), expected)]]]
 
 
 def test_confidence_equal_to_the_threshold_is_enough() -> None:

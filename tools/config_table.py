@@ -35,7 +35,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     if field.default == "":
-        return "name of the config"
+        return "empty"
     return f"`{json.dumps(field.default, default=str)}`".replace('"', "")
 
 

@@ -61,6 +61,7 @@ def read_run(folder: Path) -> Run:
         return Run(folder, {"steps": [], "class_names": []}, config)
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
+        config["variant"] = config.get("variant") or results["method"]
         scalars = {name: results[name] for name in ("method", "task", "setting", "dataset", "seed")}
         for step in results["steps"]:
             for score in COLUMNS:
@@ -234,7 +235,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
-    parser.add_argument("--group-by", default="method,task", help="fields of results.json or config.yaml")
+    parser.add_argument(
+        "--group-by",
+        default="method,task",
+        help="fields of results.json or config.yaml; variant: the row of an ablation, else the method",
+    )
     parser.add_argument("--format", choices=FORMATS, default="md")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a figure there (PNG)")
     args = parser.parse_args(argv)

@@ -57,6 +57,19 @@ def new_model(config: Config, num_classes: list[int], pretrained: bool | str = F
     )
 
 
+def restore_base(config: Config, checkpoint: dict[str, Any]) -> SegmentationModel:
+    """`restore_model` of the checkpoint that `init_from` names, with or without auxiliary classifier as configured.
+
+    One that the base step has not trained starts as the background's row; one that is not asked for is left out.
+    """
+    trained = checkpoint["config"]["model"].get("auxiliary_classifier", False)
+    as_trained = config.model.model_copy(update={"auxiliary_classifier": trained})
+    model = restore_model(config.model_copy(update={"model": as_trained}), checkpoint)
+    if config.model.auxiliary_classifier != trained:
+        model.set_auxiliary_classifier(config.model.auxiliary_classifier)
+    return model
+
+
 def restore_model(
     config: Config, checkpoint: dict[str, Any], device: torch.device | str = "cpu"
 ) -> SegmentationModel:

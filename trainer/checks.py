@@ -5,9 +5,9 @@ from typing import Any
 
 from datasets.tasks import Task, build_task
 from models import MODELS
-from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model
+from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_base
 from trainer.data import CLASSES, resolve_class_order
-from utils.config import Config, differing_fields, read_yaml, with_defaults
+from utils.config import BINARY, Config, differing_fields, read_yaml, with_defaults
 from utils.distributed import Worker
 
 
@@ -130,21 +130,22 @@ def check_base(config: Config, task: Task) -> None:
             f"learns {', '.join(ours)}; their names and order must agree"
         )
     base = with_defaults(checkpoint["config"])
+    may_differ = {"pretrained", "auxiliary_classifier"}
     differing = differing_fields(
-        config.model.model_dump(mode="json", exclude={"pretrained"}), {**base["model"], "pretrained": None}
+        config.model.model_dump(mode="json", exclude=may_differ), base["model"] | dict.fromkeys(may_differ)
     )
     if differing:
         raise ValueError(
             f"init_from: {config.init_from} holds another model (model: {'; '.join(differing)}, there → here)"
         )
     kinds = [base["loss"]["cross_entropy"], config.loss.cross_entropy]
-    if kinds.count("bce") == 1:
+    if len({kind in BINARY for kind in kinds}) == 2:
         raise ValueError(
             f"init_from: {config.init_from} was trained with loss.cross_entropy {kinds[0]}, this run is with "
-            f"{kinds[1]}; bce needs a base step of its own, whose scores are sigmoids"
+            f"{kinds[1]}; {' and '.join(BINARY)} need a base step of theirs, whose scores are sigmoids"
         )
     try:
-        restore_model(config, checkpoint)
+        restore_base(config, checkpoint)
     except ValueError as error:
         raise ValueError(f"init_from: {config.init_from}: {error}") from error
 

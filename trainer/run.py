@@ -15,7 +15,7 @@ from datasets.tasks import IGNORE_INDEX, Step
 from datasets.transforms import TrainTransform
 from models import SegmentationModel
 from models.backbone import synchronise_batch_norm
-from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model, save_checkpoint
+from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_base, restore_model, save_checkpoint
 from trainer.checks import synchronises_batch_norm
 from trainer.evaluate import draw_panel
 from trainer.plan import Plan
@@ -150,7 +150,12 @@ def take_over(plan: Plan, path: Path, log: RunLog) -> None:
     assert config.init_from is not None
     base = load_checkpoint(config.init_from)
     log.info(f"step 0: {', '.join(plan.task.new_class_names(step))}; taken from {config.init_from}")
-    model = restore_model(config, base)
+    model = restore_base(config, base)
+    if config.model.auxiliary_classifier and not base["config"]["model"].get("auxiliary_classifier", False):
+        log.info(
+            "model.auxiliary_classifier: the base step was trained without one; it starts as the background's "
+            "classifier, and so do the classes of step 1"
+        )
     told = {name: base[name] for name in ("chosen", "num_train_images", "seconds")}
     save_checkpoint(path, model, **describe_checkpoint(plan, step, model), **told)
 

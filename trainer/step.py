@@ -23,21 +23,24 @@ from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
 from trainer.predict import autocast
 from trainer.progress import MidStepSaves, Stateful
 from trainer.score import BestWeights
-from utils.config import Config, PseudoLabelConfig, TrainConfig
+from utils.config import BINARY, Config, PseudoLabelConfig, TrainConfig
 from utils.distributed import Worker
 from utils.logging import RunLog
 from utils.signals import Interruption, leave_signals_to_parent
 
 
 def build_objective(config: Config, step: Step, thresholds: Tensor | None = None) -> Objective:
-    """Return the terms of a step: cross-entropy alone in the base step, what the config switches on later.
+    """Return the terms of a step: in the base step cross-entropy and what trains an auxiliary classifier beside it,
+    what the config switches on later.
 
     thresholds: (K_old,) of pseudo-labels by entropy, as `trainer.thresholds` measures them; the least
     allowed where not given.
     """
     loss = config.loss
+    auxiliary_weight = loss.auxiliary_weight if config.model.auxiliary_classifier else None
     if step.index == 0:
-        return Objective(cross_entropy="bce" if loss.cross_entropy == "bce" else "plain")
+        is_binary = loss.cross_entropy in BINARY
+        return Objective(cross_entropy="bce" if is_binary else "plain", auxiliary_weight=auxiliary_weight)
     return Objective(
         cross_entropy=loss.cross_entropy,
         pseudo_label=build_pseudo_label(loss.pseudo_label, step, thresholds),
@@ -55,6 +58,10 @@ def build_objective(config: Config, step: Step, thresholds: Tensor | None = None
         local_pod_weights=(loss.local_pod.weight, loss.local_pod.features_weight)
         if loss.local_pod.enabled
         else None,
+        decomposed_distillation_weight=loss.decomposed_distillation.weight
+        if loss.decomposed_distillation.enabled
+        else None,
+        auxiliary_weight=auxiliary_weight,
         num_new=step.num_new,
     )
 
@@ -70,7 +77,7 @@ def build_pseudo_label(
         return EntropyPseudoLabel(least if thresholds is None else thresholds)
     if config.kind == "sigmoid":
         return SigmoidPseudoLabel(config.threshold)
-    return SelectivePseudoLabel(config.threshold)
+    return SelectivePseudoLabel(config.threshold, ignore_unsure=config.kind == "selective")
 
 
 def train_step(

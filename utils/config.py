@@ -58,12 +58,24 @@ METHODS: dict[str, dict[str, Any]] = {
             "pseudo_label": {"enabled": True, "kind": "sigmoid", "threshold": 0.7},
         },
     },
+    "dkd": {
+        "model": {"auxiliary_classifier": True},
+        "loss": {
+            "cross_entropy": "bce_new",
+            "output_distillation": {"enabled": True, "kind": "binary", "weight": 5.0},
+            "decomposed_distillation": {"enabled": True, "weight": 5.0},
+        },
+    },
 }
 """What a method sets; a field that the file or `--set` names wins over it. A `method` given by `--set` leaves out the
 `loss` section of a file that was written for another one: its weights belong to that one's terms."""
 
+BINARY = ("bce", "bce_new")
+"""Kinds of `loss.cross_entropy` whose scores are sigmoids; they share base steps with each other only."""
+
 MAY_DIFFER = (
     "log",
+    "variant",
     "output_dir",
     "data.num_workers",
     "data.on_error",
@@ -140,6 +152,9 @@ class ModelConfig(Section):
     """Attention heads of each of them (segmenter)."""
     drop_path: float = Field(0.1, ge=0, lt=1)
     """Stochastic depth of the last of them; it rises linearly from 0 (segmenter)."""
+    auxiliary_classifier: bool = False
+    """One classifier of no class, which learns that no image so far shows a class to come; new classes start as its
+    copies (DKD; deeplabv3). Trained from the base step on; one that init_from lacks starts as the background's."""
 
 
 class TrainConfig(Section):
@@ -203,9 +218,9 @@ class TrainConfig(Section):
 class PseudoLabelConfig(Section):
     enabled: bool = False
     """Pseudo-labelling of the background by the old model."""
-    kind: Literal["selective", "entropy", "sigmoid"] = "selective"
-    """By probability, unsure old classes ignored (MBS); by entropy under the class's median over the step's images, all
-    else ignored (PLOP); by score of a sigmoid, all else background (SSUL)."""
+    kind: Literal["selective", "plain", "entropy", "sigmoid"] = "selective"
+    """By probability, unsure old classes ignored (MBS) or left as background (`plain`); by entropy under the class's
+    median over the step's images, all else ignored (PLOP); by score of a sigmoid, all else background (SSUL)."""
     weight: float = Field(1.0, ge=0)
     """Weight of pseudo-labelled pixels in the cross-entropy; labelled ones have 1."""
     threshold: float = Field(0.7, ge=0, le=1)
@@ -228,11 +243,12 @@ class FeatureDistillationConfig(TermConfig):
 
 
 class OutputDistillationConfig(TermConfig):
-    kind: Literal["label_guided", "plain", "unbiased"] = "label_guided"
-    """Old background expected of the labelled class (MBS), old classes alone (LwF, ILT), or new classes joined to the
-    background (MiB)."""
+    kind: Literal["label_guided", "plain", "unbiased", "binary"] = "label_guided"
+    """Old background expected of the labelled class (MBS), old classes alone (LwF, ILT), new classes joined to the
+    background (MiB), or a sigmoid a class (DKD)."""
     weight: float = Field(25.0, ge=0)
-    """λ; acts as λ/K, the distillation being a mean over channels (of the old model for `plain` and `unbiased`)."""
+    """λ; acts as λ/K, the distillation being a mean over channels (of the old model for `plain` and `unbiased`);
+    `binary` is their sum."""
 
 
 class LocalPodConfig(Section):
@@ -245,9 +261,9 @@ class LocalPodConfig(Section):
 
 
 class LossConfig(Section):
-    cross_entropy: Literal["plain", "unbiased", "bce"] = "plain"
+    cross_entropy: Literal["plain", "unbiased", "bce", "bce_new"] = "plain"
     """Over a softmax; over one whose background may be any old class (MiB; incremental steps); over a sigmoid a class
-    (SSUL; the base step too)."""
+    (SSUL; the base step too); the same, in incremental steps of the new classes alone (DKD)."""
     pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
     """Pseudo-labelling."""
     feature_distillation: FeatureDistillationConfig = FeatureDistillationConfig()
@@ -258,6 +274,10 @@ class LossConfig(Section):
     """Orthogonal loss on the class tokens."""
     local_pod: LocalPodConfig = LocalPodConfig()
     """Local POD over the backbone's stages and the features (PLOP)."""
+    decomposed_distillation: TermConfig = TermConfig()
+    """Distillation of what speaks for and against each old class (DKD); needs model.name deeplabv3."""
+    auxiliary_weight: float = Field(1.0, ge=0)
+    """Factor of what model.auxiliary_classifier learns; no other parameter learns from it."""
     weight_transfer: bool = False
     """New classes start as copies of the background's classifier."""
     balanced_bias: bool = False
@@ -314,12 +334,14 @@ class Config(Section):
     """Order in which a named task learns: data set ids, 0 first, or a published order such as '15-1_b' (VOC)."""
     setting: Literal["overlap", "disjoint", "partitioned"] = "overlap"
     """Which images serve a step."""
-    method: Literal["mbs", "finetune", "joint", "lwf", "ilt", "mib", "plop", "ssul"] = "mbs"
+    method: Literal["mbs", "finetune", "joint", "lwf", "ilt", "mib", "plop", "ssul", "dkd"] = "mbs"
     """Preset of the terms below; a term set by hand wins over it."""
     seed: int = Field(0, ge=0)
     """Seed of weights, order and augmentation."""
     log: str = Field("", pattern=r"^([^/\\.][^/\\]*)?$")
-    """Name of the run (`--log`): one folder name that starts with no dot."""
+    """Name of the run (`--log`): one folder name that starts with no dot; empty is the name of the config."""
+    variant: str = ""
+    """Name of the run's row in tables over many runs (`tools/summarize.py`); empty is the method's."""
     output_dir: Path = Path("runs")
     """Folder of the runs; this one's is output_dir/log."""
     data: DataConfig
@@ -456,6 +478,21 @@ def _contradictions(config: Config) -> list[str]:
         problems.append(
             f"loss.local_pod.enabled: compares the stages of a convolutional backbone, which model.name "
             f"{config.model.name} has not; use model.name deeplabv3, or another method"
+        )
+    if config.model.name != "deeplabv3":
+        for field, is_on in (
+            ("model.auxiliary_classifier", config.model.auxiliary_classifier),
+            ("loss.decomposed_distillation.enabled", config.loss.decomposed_distillation.enabled),
+        ):
+            if is_on:
+                problems.append(
+                    f"{field}: is about the rows of a 1x1 classifier, which model.name {config.model.name} has not; "
+                    "use model.name deeplabv3, or another method"
+                )
+    if config.model.auxiliary_classifier and config.loss.weight_transfer:
+        problems.append(
+            "model.auxiliary_classifier: new classes start as its copies, or with loss.weight_transfer as the "
+            "background's; set one only"
         )
     if config.memory.size and config.data.train_on == "seen":
         problems.append(

@@ -1,0 +1,333 @@
+"""Many runs, one after the other: bash main.sh [SWEEP.yaml] [--dry-run], which starts this.
+
+A sweep file names a config and what to vary: tasks, settings, methods, variants (names with `--set` lists) and seeds;
+every combination is a run. Entries of `runs` set any of these again, each for runs of its own; configs/comparison/ and
+configs/ablation/ hold examples. Without a file, the environment says what to run (main.sh lists its variables).
+
+Runs whose base steps would be the same share one: the first of them trains it, the others start from its checkpoint
+(`init_from`). Which are the same follows from their configs: all that may differ is what `NOT_IN_BASE` names, and the
+seed unless BASE=seed. Finished runs are passed over, runs that were interrupted go on; those that fail are listed at
+the end, and the exit code is 1.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tools.summarize import read_run
+from utils.config import (
+    BINARY,
+    MAY_DIFFER,
+    Config,
+    differing_fields,
+    flatten,
+    load_config,
+    read_yaml,
+    with_defaults,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_IN_BASE = (
+    *MAY_DIFFER,
+    "method",
+    "init_from",
+    "loss",  # but for sigmoid or softmax
+    "memory",
+    "data.train_on",
+    "model.auxiliary_classifier",
+    "train.num_epochs_incremental",
+    "train.lr_incremental",
+    "train.lr_classifier_incremental",
+    "train.freeze_bn",
+    "train.freeze_extractor",
+)
+"""Fields (or sections) that do not reach the weights of the base step, or that other weights can be made to fit."""
+
+
+class Group(BaseModel):
+    """Runs of one config: every combination of tasks, settings, methods, variants and seeds.
+
+    None leaves the config's own value, and its name out of the runs' names. variants: `--set` arguments by name, or
+    the path of a file that holds them; overrides: `--set` arguments of every run. Paths are relative to the repository.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: str
+    name: str
+    tasks: list[str] | None = None
+    settings: list[str] | None = None
+    methods: list[str] | None = None
+    variants: dict[str, list[str]] | str | None = None
+    seeds: list[int] | None = None
+    overrides: list[str] = Field([], alias="set")
+
+
+class Run(NamedTuple):
+    """One run: its resolved config, and the arguments of main.py that make it."""
+
+    config: Config
+    arguments: list[str]
+
+
+def read_sweep(path: Path) -> list[Group]:
+    """Return the groups of a sweep file; raises FileNotFoundError or ValueError naming file and field."""
+    values = read_yaml(path)
+    entries = values.pop("runs", [{}])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(
+            f"{path}: runs: expected a list of mappings, each with what its runs have of their own"
+        )
+    groups = []
+    for entry in entries:
+        try:
+            groups.append(Group.model_validate({"name": path.stem, **values, **entry}))
+        except ValidationError as error:
+            lines = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise ValueError("\n".join(lines)) from error
+    return groups
+
+
+def read_environment(environment: Mapping[str, str]) -> list[Group]:
+    """Return the groups that the variables of main.sh name."""
+
+    def words(name: str, default: str) -> list[str]:
+        return environment.get(name, default).split()
+
+    methods = words("METHODS", environment.get("METHOD") or "mbs")
+    settings = words("SETTINGS", "overlap disjoint")
+    data = (
+        ("voc", "VOC", "./configs/voc.yaml", "19-1 15-5 15-1 10-1", settings),
+        ("ade", "ADE", "./configs/ade20k.yaml", "100-50 100-10 50-50", ["overlap"]),
+    )
+    return [
+        Group(
+            config=environment.get(f"{prefix}_CONFIG") or config,
+            name=name,
+            tasks=words(f"{prefix}_TASKS", tasks),
+            settings=of_data,
+            methods=methods,
+        )
+        for name, prefix, config, tasks, of_data in data
+    ]
+
+
+def expand(groups: Sequence[Group], environment: Mapping[str, str]) -> list[Run]:
+    """Return the runs of all groups, one that trains a shared base step before those that start from it.
+
+    Raises FileNotFoundError or ValueError naming every run whose config is wrong.
+    """
+    runs, problems = [], []
+    for group in groups:
+        for name, arguments in combinations(group, environment):
+            try:
+                runs.append(make_run(group.config, name, arguments))
+            except ValueError as error:
+                problems += [f"{name}: {line}" for line in str(error).splitlines()]
+    names = [run.config.log for run in runs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problems += [f"{name}: two runs have this name; give their groups a name each" for name in twice]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return share_base_steps(runs, by_seed=environment.get("BASE") == "seed")
+
+
+def combinations(group: Group, environment: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the name of every run of a group and the arguments that make it."""
+    variants = group.variants
+    if isinstance(variants, str):
+        variants = {name: list(sets) for name, sets in read_yaml(ROOT / variants).items()}
+    seeds: list[Any] | None = environment["SEEDS"].split() if environment.get("SEEDS") else group.seeds
+    common = [*as_arguments(group.overrides), *shlex.split(environment.get("EXTRA", ""))]
+    # Settings before tasks: what shares images stands together.
+    choices: list[Sequence[Any] | None] = [
+        group.settings,
+        group.tasks,
+        group.methods,
+        None if variants is None else list(variants),
+        seeds,
+    ]
+    for setting, task, method, variant, seed in product(*([None] if c is None else c for c in choices)):
+        parts = [group.name, task, setting, method, variant, None if seed is None else f"seed{seed}"]
+        name = "_".join(re.sub(r"[^\w.-]+", "_", part).strip("_") for part in parts if part is not None)
+        fields = {
+            "task": None if task is None else f"'{task}'",
+            "setting": setting,
+            "method": method,
+            "variant": None if variant is None else json.dumps(variant, ensure_ascii=False),
+            "seed": seed,
+        }
+        overrides = [f"{field}={value}" for field, value in fields.items() if value is not None]
+        if variants is not None:
+            overrides += variants[variant]
+        yield name + environment.get("SUFFIX", ""), [*as_arguments(overrides), *common]
+
+
+def as_arguments(overrides: Sequence[str]) -> list[str]:
+    """Return the arguments of main.py that set fields of the config."""
+    return [argument for override in overrides for argument in ("--set", override)]
+
+
+def make_run(config: str, name: str, arguments: list[str]) -> Run:
+    """Return a run with its resolved config; raises FileNotFoundError or ValueError."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--set", action="append", default=[])
+    overrides = parser.parse_known_args(arguments)[0].set
+    return Run(
+        load_config(ROOT / config, overrides, log=name), ["--config", config, "--log", name, *arguments]
+    )
+
+
+def share_base_steps(runs: Sequence[Run], by_seed: bool) -> list[Run]:
+    """Let runs whose base steps would be the same start from that of one of them, which comes before them.
+
+    It is the first, but where some have an auxiliary classifier one of those, so that the base step has trained it.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(base_step(run.config, by_seed), []).append(run)
+    ordered = []
+    for members in groups.values():
+        first = max(members, key=lambda run: run.config.model.auxiliary_classifier)
+        base = first.config.run_dir / "checkpoints" / "step_0.pth"
+        ordered.append(first)
+        for run in members:
+            if run is first:
+                continue
+            if run.config.init_from is None:
+                config = run.config.model_copy(update={"init_from": base})
+                run = Run(config, [*run.arguments, *as_arguments([f"init_from={base}"])])
+            ordered.append(run)
+    return ordered
+
+
+def base_step(config: Config, by_seed: bool) -> str:
+    """Return what decides over the weights of a run's base step."""
+    values = config.model_dump(mode="json")
+    left_out = NOT_IN_BASE if by_seed else (*NOT_IN_BASE, "seed")
+    kept = {
+        field: value
+        for field, value in flatten(values)
+        if not any(field == name or field.startswith(f"{name}.") for name in left_out)
+    }
+    kept |= {"is_binary": config.loss.cross_entropy in BINARY, "init_from": values["init_from"]}
+    return json.dumps(kept, sort_keys=True)
+
+
+def is_finished(run: Run) -> bool:
+    """Whether a run has learned its whole task; raises ValueError where its folder holds another or a damaged run."""
+    if not (run.config.run_dir / "config.yaml").is_file():
+        return False
+    found = read_run(run.config.run_dir)
+    theirs = with_defaults(read_yaml(run.config.run_dir / "config.yaml"))
+    differing = differing_fields(run.config.model_dump(mode="json"), theirs)
+    if differing:
+        raise ValueError(f"holds a run with another config ({'; '.join(differing)}, there → here)")
+    return found.is_complete
+
+
+def execute(command: Sequence[str]) -> int:
+    """Run a command to its end and return its exit code.
+
+    Raises SystemExit after SIGTERM, which is passed on, and after Ctrl-C, which the terminal sends to the run as well,
+    once the run has saved and ended.
+    """
+    received: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        received.append(number)
+        process.send_signal(number)
+
+    previous = signal.signal(signal.SIGTERM, pass_on)
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        returncode = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise SystemExit(128 + signal.SIGINT) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if received:
+        raise SystemExit(128 + received[0])
+    return returncode
+
+
+def launcher(environment: Mapping[str, str]) -> list[str]:
+    """Return the command that starts main.py in NUM_GPUS processes; by default one a GPU, or one on the CPU."""
+    python = environment.get("PYTHON") or "python"
+    num_processes = environment.get("NUM_GPUS")
+    if not num_processes:
+        count = "import torch; print(max(1, torch.cuda.device_count()))"
+        num_processes = subprocess.run(
+            [python, "-c", count], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    port = environment.get("PORT") or "29500"
+    # Without the --, argparse of Python 3.11 takes --log for one of torchrun's own options.
+    options = [f"--nproc_per_node={num_processes}", f"--master_port={port}", "--"]
+    return [python, "-m", "torch.distributed.run", *options, "main.py"]
+
+
+def sweep(runs: Sequence[Run], environment: Mapping[str, str], dry_run: bool) -> list[str]:
+    """Start every run that has not finished, or print its command, and return the names of those that failed."""
+    start, failed = None, []
+    for index, run in enumerate(runs, 1):
+        name = run.config.log
+        try:
+            finished = is_finished(run)
+        except (ValueError, OSError) as error:
+            print(f"main.sh: {name}: {error}", file=sys.stderr, flush=True)
+            failed.append(name)
+            continue
+        if finished:
+            print(
+                f"# {name} has finished" if dry_run else f"== {name} ({index}/{len(runs)}) has finished",
+                flush=True,
+            )
+            continue
+        start = start or launcher(environment)
+        command = [*start, *run.arguments]
+        if dry_run:
+            print(shlex.join(command))
+            continue
+        print(f"== {name} ({index}/{len(runs)})", flush=True)
+        if execute(command) != 0:
+            failed.append(name)
+            if environment.get("KEEP_GOING") == "0":
+                print(f"main.sh: {name} failed; mend it and rerun", file=sys.stderr)
+                break
+    return failed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="main.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweep", type=Path, nargs="?", help="YAML file, such as configs/ablation/voc.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands (or DRY_RUN=1)")
+    args = parser.parse_args(argv)
+    dry_run = args.dry_run or os.environ.get("DRY_RUN", "0") == "1"
+    try:
+        groups = read_sweep(args.sweep) if args.sweep else read_environment(os.environ)
+        runs = expand(groups, os.environ)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    failed = sweep(runs, os.environ, dry_run)
+    if failed:
+        print(f"main.sh: failed: {' '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

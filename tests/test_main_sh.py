@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,9 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cli import run_tool
-from tools.sweep import expand, read_sweep
-from utils.config import Config, load_config
+from tools.sweep import Group, expand, read_environment, read_sweep
+from utils.config import METHODS, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,16 +79,14 @@ class Sweep:
         """Log names, in the order of the runs."""
         return [command[command.index("--log") + 1] for command in self.commands]
 
-    @property
-    def bases(self) -> dict[str, str]:
-        """The run from whose base step each run starts, its own where it trains it."""
-        return {name: base_of(command, name) for name, command in zip(self.names, self.commands, strict=True)}
 
-
-def base_of(arguments: list[str], name: str) -> str:
-    """The run whose base step the arguments name, `name` where they name none."""
-    named = [argument for argument in arguments if argument.startswith("init_from=")]
-    return Path(named[0]).parent.parent.name if named else name
+def bases(groups: list[Group], environment: dict[str, str]) -> dict[str, str]:
+    """The run from whose base step each run starts, its own where it trains it, in the order of the runs."""
+    found = {}
+    for run in expand(groups, environment):
+        named = [argument for argument in run.arguments if argument.startswith("init_from=")]
+        found[run.config.log] = Path(named[-1]).parent.parent.name if named else run.config.log
+    return found
 
 
 def write_sweep(folder: Path, **values: Any) -> Path:
@@ -153,22 +149,25 @@ def test_environment_chooses_gpus_port_tasks_settings_method_configs_arguments_a
     assert sweep.commands[2][sweep.commands[2].index("--config") + 1] == "./configs/ade20k_segmenter.yaml"
 
 
-def test_methods_and_seeds_share_base_steps_sigmoids_one_that_trained_the_auxiliary_classifier(
-    tmp_path: Path,
-) -> None:
+def test_methods_and_seeds_share_base_steps_sigmoids_one_that_trained_the_auxiliary_classifier() -> None:
     variables = {"VOC_TASKS": "15-1", "ADE_TASKS": "", "SETTINGS": "overlap", "SEEDS": "0 1"}
-    variables |= {"METHODS": "mbs mib ssul dkd", "EXTRA": f"--set output_dir={tmp_path}"}
-    sweep = Sweep(tmp_path, **variables)
+    variables |= {"METHODS": "mbs mib ssul dkd"}
     start = "voc_15-1_overlap_"
-    assert sweep.bases == {
+    found = bases(read_environment(variables), variables)
+    assert found == {
         f"{start}{method}_seed{seed}": f"{start}{base}_seed0"
         for method, base in (("mbs", "mbs"), ("mib", "mbs"), ("dkd", "dkd"), ("ssul", "dkd"))
         for seed in (0, 1)
     }
-    assert all(sweep.names.index(base) <= sweep.names.index(name) for name, base in sweep.bases.items())
-    own = Sweep(tmp_path, **variables, BASE="seed")
-    assert own.bases[f"{start}ssul_seed1"] == own.bases[f"{start}dkd_seed1"] == f"{start}dkd_seed1"
-    assert own.bases[f"{start}mib_seed1"] == f"{start}mbs_seed1"
+    order = list(found)
+    assert all(order.index(base) <= order.index(name) for name, base in found.items())
+    own = bases(read_environment(variables), variables | {"BASE": "seed"})
+    assert own[f"{start}ssul_seed1"] == own[f"{start}dkd_seed1"] == f"{start}dkd_seed1"
+    assert own[f"{start}mib_seed1"] == f"{start}mbs_seed1"
+    given = bases(
+        read_environment(variables), variables | {"EXTRA": "--set init_from=runs/a/checkpoints/step_0.pth"}
+    )
+    assert set(given.values()) == {"a"}
 
 
 def test_a_failed_run_is_listed_at_the_end_and_ends_the_sweep_if_asked(tmp_path: Path) -> None:
@@ -191,7 +190,7 @@ def test_a_sweep_that_is_told_to_end_passes_it_on_and_starts_nothing_more(tmp_pa
     assert sweep.names == ["voc_19-1_overlap_mbs"]
 
 
-def test_a_sweep_file_passes_finished_runs_over_and_trains_the_rest_from_their_base_step(
+def test_a_sweep_file_passes_finished_runs_over_and_starts_the_rest_from_their_base_step(
     finished_run: Path,
 ) -> None:
     folder = finished_run.parents[1]
@@ -205,20 +204,15 @@ def test_a_sweep_file_passes_finished_runs_over_and_trains_the_rest_from_their_b
     assert first == "# run has finished"
     assert f"--log {name} " in second
     assert not dry.commands
-    environment = {k: v for k, v in os.environ.items() if k not in SETTINGS_OF_MAIN_SH}
-    environment |= {"PYTHON": sys.executable, "NUM_GPUS": "1", "PORT": "29641", "EXTRA": "--device cpu"}
-    command = ["bash", str(ROOT / "main.sh"), "sweep.yaml"]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "== run (1/2) has finished" in result.stdout
-    base = finished_run / "checkpoints" / "step_0.pth"
-    assert yaml.safe_load((finished_run.parent / name / "config.yaml").read_text())["init_from"] == str(base)
-    results = [
-        json.loads((run / "results.json").read_text()) for run in (finished_run, finished_run.parent / name)
+    sweep = Sweep(folder, "sweep.yaml")
+    assert sweep.returncode == 0, sweep.stderr
+    assert "== run (1/2) has finished" in sweep.stdout
+    (command,) = sweep.commands
+    assert command[command.index("--log") :] == [
+        *("--log", name, "--set", "setting=overlap", "--set", 'variant="without orthogonal"'),
+        *("--set", "loss.orthogonal.enabled=false"),
+        *("--set", f"init_from={finished_run / 'checkpoints' / 'step_0.pth'}"),
     ]
-    assert results[0]["steps"][0]["per_class_iou"] == results[1]["steps"][0]["per_class_iou"]
-    table = run_tool("summarize", finished_run, finished_run.parent / name, "--group-by", "variant").stdout
-    assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == ["| mbs", "| without orthogonal"]
 
 
 def test_a_finished_run_of_another_config_is_a_failure_and_is_not_touched(
@@ -258,16 +252,10 @@ def test_main_sh_tells_it_with_exit_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in sweep.stderr
 
 
-def resolved(path: str) -> dict[str, tuple[Config, str]]:
-    """The config of every run of a shipped sweep file, and the run that trains its base step."""
-    runs = expand(read_sweep(ROOT / path), {})
-    return {run.config.log: (run.config, base_of(run.arguments, run.config.log)) for run in runs}
-
-
 def test_the_ablation_switches_every_part_by_itself_over_one_base_step() -> None:
-    found = resolved("configs/ablation/voc.yaml")
-    losses = {config.variant: config.loss for config, _ in found.values()}
-    assert {base for _, base in found.values()} == {"voc_ablation_15-1_overlap_1_fine-tuning"}
+    groups = read_sweep(ROOT / "configs/ablation/voc.yaml")
+    losses = {run.config.variant: run.config.loss for run in expand(groups, {})}
+    assert set(bases(groups, {}).values()) == {"voc_ablation_15-1_overlap_1_fine-tuning"}
     assert len({repr(loss) for loss in losses.values()}) == len(losses) == 16
     full, nothing = losses["9 + weight transfer"], losses["1 fine-tuning"]
     assert full == load_config(ROOT / "configs/voc.yaml").loss
@@ -282,19 +270,21 @@ def test_the_ablation_switches_every_part_by_itself_over_one_base_step() -> None
     by_part = sorted(parts[0] for name, parts in differing.items() if name.startswith("without"))
     assert by_part == sorted([*terms, *terms[:3]])
     assert differing["8 + orthogonal"] == ["weight_transfer"]
-    animals = resolved("configs/ablation/voc_animals.yaml")
+    animals = bases(read_sweep(ROOT / "configs/ablation/voc_animals.yaml"), {})
     assert len(animals) == 3 * 16
-    assert {base for _, base in animals.values()} == {"animals_ablation_1_fine-tuning_seed0"}
+    assert set(animals.values()) == {"animals_ablation_1_fine-tuning_seed0"}
 
 
 def test_the_comparison_holds_every_method_in_both_settings() -> None:
-    found = resolved("configs/comparison/voc_animals.yaml")
-    kinds = [(config.method, config.setting) for config, _ in found.values()]
-    methods = ("mbs", "finetune", "joint", "lwf", "ilt", "mib", "plop", "ssul", "dkd")
-    assert set(kinds) == {(method, setting) for method in methods for setting in ("overlap", "disjoint")}
+    groups = read_sweep(ROOT / "configs/comparison/voc_animals.yaml")
+    kinds = [(run.config.method, run.config.setting) for run in expand(groups, {})]
+    assert set(kinds) == {(method, setting) for method in METHODS for setting in ("overlap", "disjoint")}
     assert all(kinds.count((method, "disjoint")) == 3 for method in ("mbs", "finetune"))
-    bases = {base for _, base in found.values()}
-    assert bases == {f"animals_{s}_{m}_seed0" for s in ("overlap", "disjoint") for m in ("mbs", "dkd")}
+    assert set(bases(groups, {}).values()) == {
+        f"animals_{setting}_{method}_seed0"
+        for setting in ("overlap", "disjoint")
+        for method in ("mbs", "dkd")
+    }
 
 
 def test_torchrun_leaves_the_options_of_main_py_alone() -> None:

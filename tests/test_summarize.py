@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tools.summarize import main
+from tools.summarize import main, read_run, summarize
+from tools.summary_figure import name_rows, style
 
 
 def write_run(
@@ -96,6 +97,51 @@ def test_latex_escapes_and_bolds(runs: list[str], capsys: pytest.CaptureFixture[
 def test_a_score_that_a_run_lacks_is_a_dash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(write_run(tmp_path, "mbs", 0, 0.5, forgetting=None))])
     assert "| – |" in capsys.readouterr().out
+
+
+def test_a_row_whose_runs_differ_in_more_than_the_seed_is_named_and_none_that_does_not(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*runs, "--group-by", "setting"])
+    named = [line for line in capsys.readouterr().out.splitlines() if "mixes" in line]
+    assert named == ["overlap mixes runs that differ in loss.orthogonal.enabled, method; see --group-by"]
+    main([*runs, "--group-by", "method"])
+    assert "mixes" not in capsys.readouterr().out
+
+
+def test_a_variant_is_a_row_by_its_name_and_the_best_is_told_within_a_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+    for task, variant, miou in (("1-1", "", 0.5), ("1-1", "without x", 0.4), ("2-1", "without x", 0.3)):
+        (tmp_path / f"{task}{variant}").mkdir()
+        run = write_run(tmp_path / f"{task}{variant}", "mbs", 0, miou)
+        results = json.loads((run / "results.json").read_text())
+        (run / "results.json").write_text(json.dumps(results | {"task": task}))
+        (run / "config.yaml").write_text(yaml.safe_dump({"variant": variant}))
+        folders.append(str(run))
+    main([*folders, "--group-by", "variant,task"])
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split(" | ")[:4] for line in lines] == [
+        ["| mbs", "1-1", "1", "**50.0**"],
+        ["| without x", "1-1", "1", "40.0"],
+        ["| without x", "2-1", "1", "**30.0**"],
+    ]
+
+
+def test_the_upper_bound_is_not_the_best(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*runs, str(write_run(tmp_path, "joint", 0, 0.8)), "--group-by", "method"])
+    mbs, _, joint = capsys.readouterr().out.splitlines()[2:5]
+    assert mbs.startswith("| mbs | 2 | **55.0")
+    assert joint.startswith("| joint | 1 | 80.0 | 80.0 |")
+
+
+def test_rows_of_a_figure_are_told_apart_by_name_colour_and_marker(runs: list[str]) -> None:
+    rows = summarize([read_run(Path(run)) for run in runs], ["task", "method"])
+    assert name_rows(rows) == (["mbs", "finetune"], "1-1")
+    assert len({style(index) for index in range(20)}) == 20
 
 
 def test_the_figure_is_a_png(runs: list[str], tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Mean ± standard deviation over the seeds of many runs: python -m tools.summarize runs/* [--group-by method,task].
 
 Runs are folders with config.yaml; others (runs/class_index) are passed over. A run that has not finished its task takes
-no part in a mean and is named below the table. The deviation is that of a sample (n − 1). The best mean of a column is
-bold, among rows that differ in `method` only.
+no part in a mean and is named below the table, and so is a row whose runs differ in more than the seed. The deviation
+is that of a sample (n − 1). The best mean of a column is bold, among rows that differ in `method` or `variant` only;
+`joint`, the upper bound, does not compete.
 """
 
 import argparse
@@ -15,14 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from utils.config import flatten, read_yaml
+from utils.config import MAY_DIFFER, flatten, read_yaml
 from utils.files import write_atomic
 
 SCORES = {"miou_all": "all", "miou_old": "old", "miou_new": "new", "hiou": "hIoU"}
+RIVALS = ("method", "variant")
+"""Fields whose rows compete for the best score."""
 COLUMNS = {
     **SCORES,
     "forgetting": "forgetting",
@@ -99,6 +98,18 @@ def summarize(runs: Sequence[Run], group_by: Sequence[str]) -> list[Row]:
     ]
 
 
+def mixed_fields(row: Row) -> list[str]:
+    """Return the fields, but for the seed, that may change results and in which the runs of a row differ."""
+    fields = sorted({field for run in row.runs for field in run.fields})
+    free = (*MAY_DIFFER, "seed", "init_from", "class_names")
+    return [
+        field
+        for field in fields
+        if len({str(run.fields[field]) for run in row.runs if field in run.fields}) > 1
+        and not any(field == name or field.startswith(f"{name}.") for name in free)
+    ]
+
+
 def mean_and_deviation(runs: Sequence[Run], score: str, step: int = -1) -> tuple[float, float | None] | None:
     """Return the mean of a step's score over runs and its deviation (None for one); None if a run has no value."""
     values = [score_of(run.results["steps"][step], score) for run in runs]
@@ -109,12 +120,13 @@ def mean_and_deviation(runs: Sequence[Run], score: str, step: int = -1) -> tuple
 
 
 def best_rows(rows: Sequence[Row], group_by: Sequence[str], score: str) -> set[int]:
-    """Indices of the rows that are best among those that differ in `method` only."""
+    """Indices of the rows that are best among those that differ in method or variant only."""
     rivals: dict[tuple[str, ...], list[int]] = {}
     for index, row in enumerate(rows):
-        rest = tuple(part for part, field in zip(row.key, group_by, strict=True) if field != "method")
-        if row.scores[score] is not None:
-            rivals.setdefault(rest if "method" in group_by else (), []).append(index)
+        rest = tuple(part for part, field in zip(row.key, group_by, strict=True) if field not in RIVALS)
+        competes = row.scores[score] is not None and row.runs[0].fields["method"] != "joint"
+        if competes:
+            rivals.setdefault(rest if set(RIVALS) & set(group_by) else (), []).append(index)
     sign = -1 if score == "forgetting" else 1
 
     def mean(index: int) -> float:
@@ -195,40 +207,6 @@ def format_json(rows: Sequence[Row], group_by: Sequence[str]) -> str:
 FORMATS = {"md": format_markdown, "csv": format_csv, "latex": format_latex, "json": format_json}
 
 
-@mpl.rc_context(
-    {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-)
-def draw(rows: Sequence[Row]) -> bytes:
-    """PNG: mIoU over steps with bands of a deviation, and the last step's with error bars, a colour a row."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    over_steps, bars = figure.subplots(1, 2)
-    names = [" · ".join(row.key) for row in rows]
-    for index, (row, name) in enumerate(zip(rows, names, strict=True)):
-        draw_over_steps(over_steps, row, name, f"C{index % 10}")
-        found = row.scores["miou_all"]
-        if found is not None:
-            bars.bar(index, 100 * found[0], yerr=100 * (found[1] or 0), capsize=3, color=f"C{index % 10}")
-    over_steps.set(xlabel="step", ylabel="mIoU (percent)", ylim=(0, None))
-    over_steps.xaxis.get_major_locator().set_params(integer=True)
-    over_steps.legend()
-    bars.set_ylabel("mIoU after the last step (percent)")
-    bars.set_xticks(range(len(rows)), names, rotation=30, ha="right")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
-
-
-def draw_over_steps(axes: Axes, row: Row, name: str, colour: str) -> None:
-    """Draw the mean of `all` over a row's steps, and the band of a deviation around it."""
-    num_steps = min(len(run.results["steps"]) for run in row.runs)
-    found = [mean_and_deviation(row.runs, "miou_all", step) for step in range(num_steps)]
-    points = [(step, 100 * f[0], 100 * (f[1] or 0)) for step, f in enumerate(found) if f is not None]
-    steps, means, deviations = zip(*points, strict=True) if points else ((), (), ())
-    axes.plot(steps, means, marker="o", markersize=4, color=colour, label=name)
-    low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
-    axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -251,6 +229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = [read_run(folder) for folder in args.runs if (folder / "config.yaml").is_file()]
         rows = summarize(runs, group_by)
         if args.plot is not None:
+            from tools.summary_figure import draw  # matplotlib takes longer to load than a table to print
+
             write_atomic(args.plot, draw(rows))
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
@@ -258,6 +238,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     incomplete = [run for run in runs if not run.is_complete]
     # Beside a format for machines they must not stand in it.
     out = sys.stdout if args.format == "md" else sys.stderr
+    for row in rows:
+        if mixed := mixed_fields(row):
+            print(
+                f"\n{' · '.join(row.key)} mixes runs that differ in {', '.join(mixed)}; see --group-by",
+                file=out,
+            )
     if incomplete:
         print("\nIncomplete, in no mean:\n", file=out)
     for run in incomplete:

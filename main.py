@@ -1,45 +1,47 @@
-"""Train every step of a class-incremental segmentation task: python main.py --config FILE --log NAME."""
+"""Train every step of a class-incremental segmentation task.
+
+A rerun of the same command continues where it stopped. Several processes: torchrun; the -- before main.py keeps its
+argparse (Python 3.10 and 3.11) from taking --log for one of torchrun's own options. Exit code 2: an error to mend.
+"""
 
 import argparse
 import os
-from pathlib import Path
+
+from utils.arguments import add_config, add_device, new_parser
+
+EXAMPLES = """
+python main.py --config configs/demo.yaml
+python main.py --config configs/voc.yaml --log voc_15-1 --dry-run
+python main.py --config configs/voc.yaml --log finetune --set method=finetune --set train.batch_size=8
+torchrun --nproc_per_node=2 -- main.py --config configs/voc.yaml --log voc_15-1
+"""
 
 
-def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """Read the command line. Heavy imports wait until it is known to be right."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="A rerun of the same command continues after the last finished step. Several processes: "
-        "torchrun --nproc_per_node=N -- main.py --config FILE --log NAME (without the --, argparse of "
-        "Python 3.11 takes --log for one of torchrun's own options)",
+def make_parser() -> argparse.ArgumentParser:
+    """The command line. Heavy imports wait until it is known to be right."""
+    parser = new_parser("python main.py", __doc__, EXAMPLES)
+    run = parser.add_argument_group("the run")
+    add_config(run)
+    run.add_argument(
+        "--log",
+        metavar="NAME",
+        help="name of the run: results go to OUTPUT_DIR/NAME (default: the config's name)",
     )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, such as configs/demo.yaml")
-    parser.add_argument(
-        "--log", help="name of the run: results go to OUTPUT_DIR/NAME (default: the config's name)"
-    )
-    parser.add_argument(
-        "--set",
-        metavar="KEY.SUB=VALUE",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="override a field of the config, as in --set train.batch_size=8 (repeatable)",
-    )
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if any"
-    )
-    parser.add_argument(
+    how = parser.add_argument_group("how it runs")
+    add_device(how)
+    how.add_argument(
         "--dry-run", action="store_true", help="check everything, print what would run, and exit"
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of user errors")
+    how.add_argument("--debug", action="store_true", help="show the traceback of user errors")
     # torch.distributed.launch passes this on top of the environment that torchrun sets.
-    parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
-    return parser, parser.parse_args()
+    how.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser
 
 
 def main() -> None:
     """Arguments → Config → plan → run; errors a user can mend end in one clear message and exit code 2."""
-    parser, args = parse_arguments()
+    parser = make_parser()
+    args = parser.parse_args()
     from trainer.checks import check_config
     from trainer.plan import describe, prepare
     from trainer.run import run

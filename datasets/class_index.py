@@ -15,7 +15,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from tqdm import tqdm
 
 from datasets.files import (
     UNDECODABLE,
@@ -27,6 +26,7 @@ from datasets.files import (
 )
 from datasets.tasks import IGNORE_INDEX
 from datasets.unreadable import MAX_NAMED, Unreadable
+from utils.console import progress_bar
 from utils.files import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def map_in_processes(
     Closing the generator stops the workers.
     """
     num_workers = min(num_workers, len(jobs))
-    with tqdm(total=len(jobs), desc=description, unit=unit, disable=not progress or not jobs) as bar:
+    with progress_bar(description, len(jobs), unit, shown=progress) as bar:
         if num_workers <= 1:
             for job in jobs:
                 yield function(job)

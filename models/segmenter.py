@@ -137,7 +137,13 @@ class Segmenter(SegmentationModel):
         return [part[-1] for part in parts]
 
     def to_image_size(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
-        return upsample(grid_logits, self._padded(grid_logits))[:, :, : size[0], : size[1]]
+        logits = upsample(grid_logits, self._padded(grid_logits))
+        if torch.compiler.is_exporting():
+            # Whether a slice is contiguous depends on the size, and an exported program would hold to what it has seen.
+            for dim, side in enumerate(size, start=2):
+                logits = logits.index_select(dim, torch.arange(side, device=logits.device))
+            return logits
+        return logits[:, :, : size[0], : size[1]]
 
     def most_likely(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
         return most_likely(grid_logits, self._padded(grid_logits))[:, : size[0], : size[1]]
@@ -148,7 +154,8 @@ class Segmenter(SegmentationModel):
 
     def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
         height, width = images.shape[2:]
-        grid = [math.ceil(side / self.patch_size) for side in (height, width)]
+        # Whole numbers all the way: torch.export follows them where sizes are dynamic, and loses track of a ceil.
+        grid = [(side + self.patch_size - 1) // self.patch_size for side in (height, width)]
         missing = [cells * self.patch_size - side for cells, side in zip(grid, (height, width), strict=True)]
         # Normalised, the mean colour is 0.
         x = F.pad(self.normalise(images), (0, missing[1], 0, missing[0]))

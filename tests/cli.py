@@ -90,7 +90,8 @@ def start_main(
 ) -> subprocess.Popen[bytes]:
     """Start main.py on the CPU without waiting, as one of `ranks` processes that meet at `port`; stderr is piped."""
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    environment |= {"OMP_NUM_THREADS": "1"}
+    # What is read of stderr tells at once how far it is.
+    environment |= {"OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0.01"}
     if ranks > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         environment |= {name: str(value) for name, value in place.items()}

@@ -179,9 +179,10 @@ def test_a_value_out_of_range_or_of_the_wrong_type_names_its_field(
         (["train.nesterov=true", "train.momentum=0"], ["train.nesterov", "train.momentum"]),
         (["train.nesterov=true", "train.optimizer=adamw"], ["train.nesterov", "train.optimizer"]),
         (
-            ["train.crop_size=96", "evaluate.stride=97"],
+            ["evaluate.mode=sliding", "train.crop_size=96", "evaluate.stride=97"],
             ["evaluate.stride: 97", "train.crop_size 96", "left out"],
         ),
+        (["evaluate.mode=whole", "evaluate.stride=8"], ["evaluate.stride", "evaluate.mode sliding", "whole"]),
         (["task=[[disc], [ring]]", "class_order=[0, 2, 1]"], ["class_order", "named task"]),
     ],
 )
@@ -199,10 +200,8 @@ def test_fields_that_contradict_each_other_are_refused_by_name(
 def test_windows_lie_two_thirds_of_a_crop_apart_or_as_the_stride_says(
     tmp_path: Path, override: str, stride: int
 ) -> None:
-    assert (
-        load_config(write_config(tmp_path), ["train.crop_size=96", override]).evaluate.window_stride(96)
-        == stride
-    )
+    fields = ["train.crop_size=96", "evaluate.mode=sliding", override]
+    assert load_config(write_config(tmp_path), fields).evaluate.window_stride(96) == stride
 
 
 def test_a_file_that_is_missing_broken_or_no_mapping_is_refused_by_name(tmp_path: Path) -> None:

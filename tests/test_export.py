@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from models import load_model
+from tests.cli import write_tiny_config
 from tools import export
 from tools.export import compare, main
+from trainer.checkpoint import new_model, save_checkpoint
+from utils.config import load_config
 
 CLASSES = ["background", "ring", "disc", "star", "cross"]
 
@@ -44,31 +47,88 @@ def test_torchscript_of_dynamic_size_runs_without_this_code_and_names_its_classe
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a tiny Segmenter, untrained, whose position embeddings are those of a crop of 32 pixels."""
+    folder = tmp_path_factory.mktemp("segmenter")
+    fields = ["model.name=segmenter", "model.backbone=test_vit", "model.num_heads=2", "model.num_blocks=1"]
+    config = load_config(write_tiny_config(folder), fields)
+    torch.manual_seed(0)
+    described = {"step": 0, "num_classes": [3], "class_names": CLASSES[:3], "palette": [[0, 0, 0]] * 3}
+    path = folder / "step_0.pth"
+    save_checkpoint(path, new_model(config, [3]), **described, config=config.model_dump(mode="json"))
+    return path
+
+
 @torch.no_grad()
-def test_pt2_of_one_size_takes_batches_of_any_size(finished_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["deeplabv3", "segmenter"])
+def test_pt2_of_dynamic_size_takes_images_and_batches_of_any_size(
+    finished_run: Path, segmenter: Path, tmp_path: Path, name: str
+) -> None:
+    checkpoint = segmenter if name == "segmenter" else finished_run / "checkpoints" / "step_1.pth"
     path = tmp_path / "m.pt2"
-    model, _ = load_model(export_run(finished_run, path, "pt2", "40x56"))
+    assert main([str(checkpoint), "--format", "pt2", "--size", "dynamic", "--output", str(path)]) == 0
+    model, _ = load_model(checkpoint)
     extra = {"metadata.json": ""}
     exported = torch.export.load(path, extra_files=extra).module()
-    for count in (1, 3):
-        images = draw(count, 3, 40, 56)
+    # Multiples of the patch and others, smaller than the crop and larger.
+    for shape in ((1, 3, 32, 48), (3, 3, 40, 57), (1, 3, 17, 90)):
+        images = draw(*shape)
         torch.testing.assert_close(exported(images), model(images).logits)
-    assert json.loads(json.loads(extra["metadata.json"])["size"]) == [40, 56]
+    assert json.loads(json.loads(extra["metadata.json"])["size"]) == "dynamic"
+
+
+def run_onnx(path: Path, images: Tensor) -> tuple[list[list[str | int]], dict[str, str], Tensor]:
+    """Return the shapes of the inputs, the metadata, and the logits, as onnxruntime gives them."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    metadata = session.get_modelmeta().custom_metadata_map
+    return [value.shape for value in session.get_inputs()], metadata, torch.from_numpy(logits)
 
 
 @torch.no_grad()
 def test_onnx_runs_in_onnxruntime_and_names_its_classes(finished_run: Path, tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     path = tmp_path / "m.onnx"
     model, _ = load_model(export_run(finished_run, path, "onnx", "40x56"))
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    assert [(x.name, x.shape) for x in session.get_inputs()] == [("images", ["batch", 3, 40, 56])]
     images = draw(2, 3, 40, 56)
-    (logits,) = session.run(["logits"], {"images": images.numpy()})
-    torch.testing.assert_close(torch.from_numpy(logits), model(images).logits, rtol=1e-4, atol=1e-5)
-    metadata = session.get_modelmeta().custom_metadata_map
+    shapes, metadata, logits = run_onnx(path, images)
+    assert shapes == [["batch", 3, 40, 56]]
+    torch.testing.assert_close(logits, model(images).logits, rtol=1e-4, atol=1e-5)
     assert json.loads(metadata["class_names"]) == CLASSES
+
+
+@torch.no_grad()
+def test_onnx_of_a_segmenter_resizes_its_position_embeddings_to_any_image(
+    segmenter: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    path = tmp_path / "m.onnx"
+    assert main([str(segmenter), "--format", "onnx", "--size", "dynamic", "--output", str(path)]) == 0
+    model, _ = load_model(segmenter)
+    for shape in ((1, 3, 48, 32), (2, 3, 101, 57)):
+        images = draw(*shape)
+        shapes, metadata, logits = run_onnx(path, images)
+        assert shapes == [["batch", 3, "height", "width"]]
+        torch.testing.assert_close(logits, model(images).logits, rtol=1e-3, atol=1e-3)
+    assert json.loads(metadata["size"]) == "dynamic"
+
+
+@torch.no_grad()
+def test_torchscript_of_a_segmenter_has_one_size_and_a_dynamic_one_is_refused_with_the_reason(
+    segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(segmenter), "--format", "torchscript", "--output", str(tmp_path / "m.pt"), "--size"]
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "dynamic"])
+    assert caught.value.code == 2
+    assert "a TorchScript trace of a segmenter keeps the number of patches" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert main([*arguments, "40x56"]) == 0
+    model, _ = load_model(segmenter)
+    images = draw(3, 3, 40, 56)
+    torch.testing.assert_close(torch.jit.load(tmp_path / "m.pt")(images), model(images).logits)
 
 
 def test_a_model_that_differs_is_refused_and_one_that_fails_is_told() -> None:
@@ -95,15 +155,4 @@ def test_a_refused_export_leaves_no_file(
         export_run(finished_run, tmp_path / "m.pt", "torchscript", "32x32")
     assert caught.value.code == 2
     assert "nothing was written" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("form", ["onnx", "pt2"])
-def test_a_dynamic_size_is_refused_where_torch_cannot_do_it(
-    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        export_run(finished_run, tmp_path / "m", form, "dynamic")
-    assert caught.value.code == 2
-    assert "--size dynamic: found model deeplabv3" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

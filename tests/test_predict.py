@@ -253,8 +253,8 @@ def test_a_pixelwise_model_says_the_same_in_windows_mirrored_and_at_once(
     sizes = [torch.Size(size) for size in ((8, 21), (17, 43), (5, 12))]
     expected = predict(model, images, sizes, make_config(tmp_path, "evaluate.mode=whole"))
     overrides = [f"evaluate.flip={flip}", f"evaluate.batch_size={batch_size}", "evaluate.scales=[1.0]"]
-    for mode in ("whole", "sliding"):
-        config = make_config(tmp_path, f"evaluate.mode={mode}", "evaluate.stride=5", *overrides)
+    for mode in (["evaluate.mode=whole"], ["evaluate.mode=sliding", "evaluate.stride=5"]):
+        config = make_config(tmp_path, *mode, *overrides)
         for ours, theirs in zip(predict(model, images, sizes, config), expected, strict=True):
             assert torch.equal(ours, theirs)
     assert {int(c) for prediction in expected for c in prediction.unique()} == {0, 1, 2, 3}

@@ -1,4 +1,4 @@
-"""Our time beside the floor of the hardware: python -m tools.benchmark {data,objective,step,...,all}.
+"""Our time beside the floor of the hardware.
 
 Every row runs the project's own modules and, in turns with them in the same process and on the same tensors, a floor
 that no implementation could do without. `ratio` is ours over the floor; times are medians; `peak_mib` is what ours
@@ -18,10 +18,15 @@ import torch
 
 from tools import benchmark_rows as rows
 from tools.benchmark_rows import Row, Setup
+from utils.arguments import add_device, new_parser
 from utils.config import Config, load_config
 from utils.distributed import process_group
 from utils.report import environment
 
+EXAMPLES = """
+python -m tools.benchmark all --json figures.json
+python -m tools.benchmark step --config configs/voc.yaml --device cuda
+"""
 ROWS: dict[str, Callable[[Setup], Iterator[Row]]] = {
     "data": rows.data,
     "objective": rows.objective,
@@ -35,27 +40,28 @@ ROWS: dict[str, Callable[[Setup], Iterator[Row]]] = {
 _COLUMNS = "| row | what | ours | floor | ratio | aim | peak MiB | logits alive |"
 
 
-def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("rows", choices=[*ROWS, "all"], help="what to measure")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="cpu", help="default: cpu")
-    parser.add_argument(
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = new_parser("python -m tools.benchmark", __doc__, EXAMPLES)
+    what = parser.add_argument_group("input and output")
+    what.add_argument("rows", choices=[*ROWS, "all"], help="what to measure")
+    what.add_argument(
         "--config",
         type=Path,
-        help="YAML file with the model, training and losses of step, scaling and ddp (default: DeepLabV3-R50, and "
-        "for step the Segmenter too, crop 256, batch 4)",
+        metavar="FILE",
+        help="YAML file with the model, training and losses of step, scaling and ddp; default: DeepLabV3-R50, and "
+        "for step the Segmenter too, crop 256, batch 4",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own choice)")
-    parser.add_argument(
+    what.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    how = parser.add_argument_group("how it runs")
+    add_device(how, default="cpu")
+    how.add_argument("--threads", type=int, metavar="N", help="threads of PyTorch; default: its own choice")
+    how.add_argument(
         "--quick",
         action="store_true",
         help="tiny sizes, one repetition: does it run? The figures mean nothing",
     )
-    return parser, parser.parse_args()
+    return parser
 
 
 def default_configs(quick: bool) -> list[Config]:
@@ -120,7 +126,8 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 def main() -> None:
     """Measure the rows asked for and print each as soon as it is there."""
-    parser, args = parse_arguments()
+    parser = make_parser()
+    args = parser.parse_args()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     try:

@@ -1,4 +1,4 @@
-"""List every problem of a data set before a long run: python -m tools.check_data --config FILE [--set KEY=VALUE].
+"""List every problem of a data set before a long run.
 
 Reads every image and mask of both splits. Exit code 0: nothing found; 2: problems, all of them printed.
 """
@@ -27,8 +27,14 @@ from datasets.incremental import select_training_images
 from datasets.tasks import IGNORE_INDEX, Task, build_task
 from datasets.unreadable import explain
 from trainer.data import open_split, resolve_class_order
+from utils.arguments import add_config, new_parser
 from utils.config import Config, load_config
 from utils.files import write_atomic
+
+EXAMPLES = """
+python -m tools.check_data --config configs/voc.yaml --json problems.json
+python -m tools.check_data --config configs/voc.yaml --set data.root=/data/voc
+"""
 
 
 class Job(NamedTuple):
@@ -153,14 +159,18 @@ def check_data(config: Config) -> tuple[list[str], dict[str, int]]:
     return list(dict.fromkeys(problems)), {name: split.num_images for name, split in splits.items()}
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = new_parser("python -m tools.check_data", __doc__, EXAMPLES)
+    what = parser.add_argument_group("input and output")
+    add_config(what)
+    what.add_argument("--json", type=Path, metavar="FILE", help="write problems and counts there, too")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, such as configs/voc.yaml")
-    parser.add_argument("--set", metavar="KEY.SUB=VALUE", action="append", default=[], dest="overrides")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write problems and counts there, too")
+    parser = make_parser()
     args = parser.parse_args(argv)
     try:
         config = load_config(args.config, args.overrides)

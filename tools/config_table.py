@@ -1,5 +1,6 @@
-"""Print the configuration table of the README: python -m tools.config_table."""
+"""Print every field of the configuration, its default and its meaning: the table of the README."""
 
+import argparse
 import json
 from collections.abc import Iterator
 from typing import Literal, get_args, get_origin
@@ -7,6 +8,7 @@ from typing import Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from utils.arguments import new_parser
 from utils.config import METHODS, Config, flatten
 
 
@@ -39,5 +41,11 @@ def _default(field: FieldInfo) -> str:
     return f"`{json.dumps(field.default, default=str)}`".replace('"', "")
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    return new_parser("python -m tools.config_table", __doc__, "python -m tools.config_table")
+
+
 if __name__ == "__main__":
+    make_parser().parse_args()
     print(config_table())

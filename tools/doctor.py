@@ -1,4 +1,4 @@
-"""Say what this machine has and lacks: python -m tools.doctor [--config FILE].
+"""Say what this machine has and lacks.
 
 Without a config: versions, devices, libraries and memory. With one: also whether its data and the weights of its
 backbone are here. Every problem comes with its fix; exit code 0: none, 2: some.
@@ -14,9 +14,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from utils.arguments import add_config, new_parser
+from utils.units import format_size
+
 if TYPE_CHECKING:
     from utils.config import Config  # at run time only once the packages that it needs are known to be there
 
+EXAMPLES = """
+python -m tools.doctor
+python -m tools.doctor --config configs/voc.yaml --set data.root=/data/voc
+"""
 ROOT = Path(__file__).resolve().parents[1]
 FETCH = {"voc": "`bash download_voc.sh`", "ade20k": "`python download_ade20k.py`"}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -58,7 +65,7 @@ def check_devices() -> Iterator[Finding]:
     yield Finding("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads for PyTorch")
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
-        yield Finding(f"GPU {index}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB")
+        yield Finding(f"GPU {index}", f"{gpu.name}, {format_size(gpu.total_memory)}")
     if not torch.cuda.is_available():
         build = "built without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
         # A driver without a PyTorch that can use it is a mistake; no driver is none.
@@ -84,9 +91,9 @@ def check_machine(output_dir: Path) -> Iterator[Finding]:
             if size < SHARED_MEMORY
             else ""
         )
-        yield Finding("shared memory", f"{size / 2**20:,.0f} MiB", fix)
+        yield Finding("shared memory", format_size(size), fix)
     folder = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
-    free = f"{shutil.disk_usage(folder).free / 2**30:,.1f} GiB free"
+    free = f"{format_size(shutil.disk_usage(folder).free)} free"
     fix = "" if os.access(folder, os.W_OK) else f"give write access to {folder}, or set output_dir"
     yield Finding(f"results in {output_dir}", free if not fix else "cannot be written", fix)
 
@@ -159,13 +166,16 @@ def examine(path: Path | None, overrides: Sequence[str]) -> Iterator[Finding]:
         yield from check_config(config)
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = new_parser("python -m tools.doctor", __doc__, EXAMPLES)
+    add_config(parser.add_argument_group("what is to be run"), required=False)
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file, such as configs/voc.yaml")
-    parser.add_argument("--set", metavar="KEY.SUB=VALUE", action="append", default=[], dest="overrides")
+    parser = make_parser()
     args = parser.parse_args(argv)
     num_problems = 0
     try:

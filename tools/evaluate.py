@@ -1,6 +1,6 @@
-"""Evaluate a checkpoint on the validation split: python -m tools.evaluate CHECKPOINT [--data ROOT] [--json FILE].
+"""Evaluate a checkpoint on the validation split of its data, or of others with its classes.
 
-Without options the figures are those of results.json for its step. Several GPUs: torchrun -m tools.evaluate CHECKPOINT.
+Without options the figures are those of results.json for its step. Exit code 2: an error to mend.
 """
 
 import argparse
@@ -13,12 +13,19 @@ from datasets.tasks import Step, Task
 from models import ModelInfo, SegmentationModel, load_model
 from trainer.plan import plan_evaluation
 from trainer.score import validate
+from utils.arguments import add_checkpoint, add_device, add_set, new_parser
 from utils.config import Config, make_config
 from utils.distributed import Worker, process_group
 from utils.errors import RunError
 from utils.files import write_atomic
 from utils.report import SCORES, make_step_entry
 
+EXAMPLES = """
+python -m tools.evaluate runs/demo/checkpoints/step_2.pth --json figures.json
+python -m tools.evaluate runs/demo/checkpoints/step_2.pth --set evaluate.mode=sliding
+python -m tools.evaluate runs/voc/checkpoints/step_5.pth --data OTHER_ROOT
+torchrun --nproc_per_node=2 -m tools.evaluate runs/voc/checkpoints/step_5.pth
+"""
 UNKNOWN = ("forgetting", "num_train_images", "seconds")
 """What the results of a run say of a step that its checkpoint alone does not."""
 
@@ -75,25 +82,15 @@ def format_entry(entry: Mapping[str, Any]) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="RUN/checkpoints/step_N.pth")
-    parser.add_argument(
+    parser = new_parser("python -m tools.evaluate", __doc__, EXAMPLES)
+    what = parser.add_argument_group("input and output")
+    add_checkpoint(what)
+    what.add_argument(
         "--data", type=Path, metavar="ROOT", help="where the data lie, instead of its data.root"
     )
-    parser.add_argument(
-        "--set",
-        metavar="KEY.SUB=VALUE",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="override a field of the checkpoint's config, as in --set evaluate.mode=sliding (repeatable)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, in full")
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if any"
-    )
+    add_set(what, "the checkpoint's config")
+    what.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, in full")
+    add_device(parser.add_argument_group("how it runs"))
     return parser
 
 

@@ -1,18 +1,21 @@
-"""Export a trained model: python -m tools.export CHECKPOINT --format onnx|torchscript|pt2 [--size HxW|dynamic].
+"""Export a trained model to ONNX, TorchScript or torch.export.
 
 The exported model takes `images` (B,3,H,W), float32 RGB values 0..255 (it normalises inside), and gives `logits`
 (B,K,H,W); the class of a pixel is their argmax. Before the file gets its name its logits are compared with the model's
-own, on random images and on a real one. Class names and palette lie in its metadata, as JSON. A batch is of any size;
---size dynamic, images of any size, is for deeplabv3 in torchscript.
+own, on random images and on a real one. Class names and palette lie in its metadata, as JSON. A batch is of any size.
+Exit code 2: an error to mend, and no file.
 """
 
 import argparse
 import json
 import logging
+import math
+import operator
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +24,14 @@ from torch import Tensor, nn
 from datasets.files import read_image
 from models import ModelInfo, SegmentationModel, load_model
 from trainer.data import open_split
+from utils.arguments import add_checkpoint, new_parser
 from utils.config import Config, make_config
+from utils.units import format_size
 
+EXAMPLES = """
+python -m tools.export runs/demo/checkpoints/step_2.pth --format onnx --size 384x512
+python -m tools.export runs/demo/checkpoints/step_2.pth --format pt2 --size dynamic --image street.jpg
+"""
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript.pt", "pt2": ".pt2"}
 TOLERANCE = 1e-3
 """Largest difference of two logits, as a share of the largest logit: kernels of other libraries round differently."""
@@ -51,9 +60,28 @@ def example_images(size: Size, side: int) -> Tensor:
 
 
 def export_program(module: nn.Module, size: Size, side: int) -> torch.export.ExportedProgram:
-    """Trace the model for batches, of any size, of images of one size."""
-    shapes = {"images": {0: torch.export.Dim("batch")}}
-    return torch.export.export(module, (example_images(size, side),), dynamic_shapes=shapes)
+    """Trace the model for batches of any size, of images of one size or, where `size` is None, of any above a patch."""
+    free = (0, 2, 3) if size is None else (0,)
+    shapes = {"images": dict.fromkeys(free, torch.export.Dim.DYNAMIC)}
+    program = torch.export.export(module, (example_images(size, side),), dynamic_shapes=shapes)
+    replace_ceil(program.graph)
+    return program
+
+
+def replace_ceil(graph: torch.fx.Graph) -> None:
+    """Write ceil(a / b) of sizes in whole numbers: timm's 'same' padding asks for it, and torch cannot store it."""
+    for node in list(graph.find_nodes(op="call_function", target=math.ceil)):
+        quotient: Any = node.args[0]
+        assert quotient.target is operator.truediv
+        side, divisor = quotient.args
+        with graph.inserting_before(node):
+            above = graph.call_function(operator.add, (side, divisor - 1))
+            whole = graph.call_function(operator.floordiv, (above, divisor))
+        above.meta["val"] = side.meta["val"] + divisor - 1
+        whole.meta["val"] = above.meta["val"] // divisor
+        node.replace_all_uses_with(whole)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 def export_onnx(module: nn.Module, path: Path, size: Size, side: int, metadata: dict[str, str]) -> Run:
@@ -71,8 +99,10 @@ def export_onnx(module: nn.Module, path: Path, size: Size, side: int, metadata: 
     )
     assert program is not None
     proto = program.model_proto
+    names = {0: "batch"} if size else {0: "batch", 2: "height", 3: "width"}
     for value in (proto.graph.input[0], proto.graph.output[0]):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        for dim, name in names.items():
+            value.type.tensor_type.shape.dim[dim].dim_param = name
     onnx.helper.set_model_props(proto, metadata)
     onnx.save(proto, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -170,10 +200,10 @@ def run(args: argparse.Namespace) -> str:
     config = make_config(info.config, args.checkpoint)
     side = config.train.crop_size
     size: Size = None if args.size == "dynamic" else args.size or (side, side)
-    if size is None and (args.format != "torchscript" or config.model.name != "deeplabv3"):
+    if size is None and args.format == "torchscript" and config.model.name == "segmenter":
         raise ValueError(
-            f"--size dynamic: found model {config.model.name} and --format {args.format}, and torch can do it for "
-            "deeplabv3 in torchscript only; give --size HxW"
+            "--size dynamic: a TorchScript trace of a segmenter keeps the number of patches, and so the position "
+            "embeddings, of the image that it was traced with; give --size HxW, or take --format onnx or pt2"
         )
     output = args.output or args.checkpoint.with_suffix(SUFFIXES[args.format])
     batches, what = comparison_images(config, size, args.image)
@@ -194,7 +224,7 @@ def run(args: argparse.Namespace) -> str:
             ) from error
         difference = compare(module, exported, batches)
         path.replace(output)
-    return f"{output}: {output.stat().st_size / 1e6:.1f} MB, differs by {difference:.1e} of the largest logit on {what}"
+    return f"{output}: {format_size(output.stat().st_size)}, differs by {difference:.1e} of the largest logit on {what}"
 
 
 def parse_size(text: str) -> tuple[int, int] | str:
@@ -209,19 +239,22 @@ def parse_size(text: str) -> tuple[int, int] | str:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="RUN/checkpoints/step_N.pth")
-    parser.add_argument("--format", choices=list(EXPORT), required=True)
-    parser.add_argument(
-        "--size", type=parse_size, metavar="HxW|dynamic", help="of the images; default: the training crop"
-    )
-    parser.add_argument(
+    parser = new_parser("python -m tools.export", __doc__, EXAMPLES)
+    what = parser.add_argument_group("input and output")
+    add_checkpoint(what)
+    what.add_argument("--format", choices=list(EXPORT), required=True, help="pt2 is that of torch.export")
+    what.add_argument(
         "--output", type=Path, metavar="FILE", help="default: beside the checkpoint, under its name"
     )
-    parser.add_argument(
-        "--image", type=Path, metavar="FILE", help="real image to compare on (default: a validation image)"
+    how = parser.add_argument_group("what it takes")
+    how.add_argument(
+        "--size",
+        type=parse_size,
+        metavar="HxW|dynamic",
+        help="height and width of the images, or images of any size; default: the training crop",
+    )
+    how.add_argument(
+        "--image", type=Path, metavar="FILE", help="real image to compare on; default: a validation image"
     )
     return parser
 

@@ -1,17 +1,17 @@
-"""Segment images with a trained model: python -m tools.predict CHECKPOINT INPUT... --output FOLDER.
+"""Segment images with a trained model.
 
 INPUT is an image, a folder (searched to its depths) or a glob in quotes. FOLDER gets, under the images' names, masks/
 (PNG, pixel = class id, in the classes' colours), overlays/ (the same over the image) and predictions.json (classes,
 and the share of every class in every image), all in the images' own size.
+Exit code 2: an error, or images that could not be read; the others are done.
 """
 
 import argparse
 import glob
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,18 +19,23 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
-from tqdm import tqdm
 
 from datasets.files import DataError, UInt8Array, check_libraries, describe_aspect, read_image
 from datasets.folder import IMAGE_SUFFIXES
 from datasets.transforms import resize_short_side
 from datasets.unreadable import explain
-from models import ModelInfo, SegmentationModel, load_model
-from trainer.predict import group_by_shape, predict
+from models import ModelInfo, load_model
+from trainer.predict import predict_all
+from utils.arguments import add_checkpoint, add_device, new_parser
 from utils.config import Config, make_config
+from utils.console import progress_bar
 from utils.distributed import find_worker
 from utils.files import open_atomic, write_atomic
 
+EXAMPLES = """
+python -m tools.predict runs/demo/checkpoints/step_2.pth photos/ "more/**/*.jpg" --output predictions
+python -m tools.predict runs/demo/checkpoints/step_2.pth aerial/ --output predictions --mode sliding --short-side own
+"""
 OPACITY = 0.6
 """Of a class's colour over the image."""
 
@@ -100,32 +105,20 @@ class Images(Dataset[tuple[Tensor, Tensor, str]]):
         return image.contiguous(), shown, ""
 
 
-class Prediction(NamedTuple):
-    """Pixels (H,W,3) and classes (H,W) of the image of this number, or in a line why it has none."""
+def read_images(
+    dataset: Images, num_workers: int, problems: list[str]
+) -> Iterator[tuple[Tensor, torch.Size, tuple[int, UInt8Array]]]:
+    """Yield what the model sees of every image, the image's size, and its number and pixels (H,W,3).
 
-    number: int
-    pixels: UInt8Array
-    classes: UInt8Array
-    problem: str = ""
-
-
-def predict_images(
-    model: SegmentationModel, dataset: Images, config: Config, device: torch.device, num_workers: int
-) -> Iterator[Prediction]:
-    """Yield what becomes of every image, not quite in order: images of one size share a forward pass."""
-    samples = enumerate(DataLoader(dataset, batch_size=None, num_workers=num_workers))
-    nothing = np.empty(0, dtype=np.uint8)
-    while batch := list(itertools.islice(samples, config.evaluate.batch_size)):
-        yield from (
-            Prediction(index, nothing, nothing, problem) for index, (_, _, problem) in batch if problem
-        )
-        sound = [(index, image, pixels) for index, (image, pixels, problem) in batch if not problem]
-        for group in group_by_shape([image for _, image, _ in sound]):
-            images = torch.stack([sound[i][1] for i in group]).to(device)
-            sizes = [torch.Size(sound[i][2].shape[:2]) for i in group]
-            for i, classes in zip(group, predict(model, images, sizes, config), strict=True):
-                index, _, pixels = sound[i]
-                yield Prediction(index, pixels.numpy(), classes.byte().cpu().numpy())
+    Why one cannot be read is added to `problems`.
+    """
+    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
+    bar = progress_bar("predicting", len(dataset), "image", over=loader)
+    for index, (image, pixels, problem) in enumerate(bar):
+        if problem:
+            problems.append(problem)
+        else:
+            yield image, pixels.shape[:2], (index, pixels.numpy())
 
 
 def save_images(
@@ -167,14 +160,11 @@ def run(args: argparse.Namespace) -> list[str]:
     palette = np.array(info.palette, dtype=np.uint8)
     problems: list[str] = []
     entries: dict[int, dict[str, Any]] = {}
-    results = predict_images(model, dataset, config, device, min(args.num_workers, len(dataset)))
-    for found in tqdm(results, total=len(dataset), unit="image", disable=None, dynamic_ncols=True):
-        if found.problem:
-            problems.append(found.problem)
-            continue
-        name = names[found.number]
-        save_images(args.output, name, found.pixels, found.classes, palette)
-        entries[found.number] = describe_image(name, dataset.paths[found.number], found.classes, info)
+    samples = read_images(dataset, min(args.num_workers, len(dataset)), problems)
+    for (index, pixels), classes in predict_all(model, samples, config, device):
+        ids = classes.byte().cpu().numpy()
+        save_images(args.output, names[index], pixels, ids, palette)
+        entries[index] = describe_image(names[index], dataset.paths[index], ids, info)
     described = {
         "checkpoint": str(args.checkpoint),
         "classes": [
@@ -210,37 +200,36 @@ def parse_count(text: str) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="RUN/checkpoints/step_N.pth")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder or glob")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument(
+    parser = new_parser("python -m tools.predict", __doc__, EXAMPLES)
+    what = parser.add_argument_group("input and output")
+    add_checkpoint(what)
+    what.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder or glob")
+    what.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="gets the results")
+    view = parser.add_argument_group("what the model sees")
+    view.add_argument(
         "--mode",
         choices=["whole", "sliding"],
         help="the whole image at once, or overlapping windows of the training crop's size (large images; their stride "
         "is the checkpoint's evaluate.stride); default: as the checkpoint's evaluate.mode has it",
     )
-    parser.add_argument(
+    view.add_argument(
         "--short-side",
         type=parse_side,
         metavar="PIXELS",
         help="scale an image's short side to this before the model sees it, 'own' not at all (with --mode sliding "
         "for large images with small objects); default: the training crop, as in evaluation",
     )
-    parser.add_argument(
+    how = parser.add_argument_group("how it runs")
+    how.add_argument(
         "--batch-size",
         type=parse_count,
         metavar="N",
         help="images, with sliding: windows, a forward pass; default: the checkpoint's evaluate.batch_size",
     )
-    parser.add_argument(
-        "--num-workers", type=int, default=2, metavar="N", help="processes that read images (2)"
+    how.add_argument(
+        "--num-workers", type=int, default=2, metavar="N", help="processes that read images; default: 2"
     )
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if any"
-    )
+    add_device(how)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Mean ± standard deviation over the seeds of many runs: python -m tools.summarize runs/* [--group-by method,task].
+"""Mean ± standard deviation over the seeds of many runs, as a table or a figure.
 
 Runs are folders with config.yaml; others (runs/class_index) are passed over. A run that has not finished its task takes
 no part in a mean and is named below the table, and so is a row whose runs differ in more than the seed. The deviation
@@ -16,9 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from utils.arguments import new_parser
 from utils.config import MAY_DIFFER, flatten, read_yaml
 from utils.files import write_atomic
 
+EXAMPLES = """
+python -m tools.summarize runs/*
+python -m tools.summarize runs/* --group-by method,train.lr_incremental --format latex --plot comparison.png
+"""
 SCORES = {"miou_all": "all", "miou_old": "old", "miou_new": "new", "hiou": "hIoU"}
 RIVALS = ("method", "variant")
 """Fields whose rows compete for the best score."""
@@ -207,19 +212,27 @@ def format_json(rows: Sequence[Row], group_by: Sequence[str]) -> str:
 FORMATS = {"md": format_markdown, "csv": format_csv, "latex": format_latex, "json": format_json}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
-    parser.add_argument(
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = new_parser("python -m tools.summarize", __doc__, EXAMPLES)
+    what = parser.add_argument_group("input")
+    what.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    what.add_argument(
         "--group-by",
         default="method,task",
-        help="fields of results.json or config.yaml; variant: the row of an ablation, else the method",
+        metavar="FIELD,FIELD",
+        help="fields of results.json or config.yaml whose runs belong together; variant: the row of an ablation, else "
+        "the method; default: method,task",
     )
-    parser.add_argument("--format", choices=FORMATS, default="md")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a figure there (PNG)")
+    how = parser.add_argument_group("output")
+    how.add_argument("--format", choices=FORMATS, default="md", help="of the table; default: md")
+    how.add_argument("--plot", type=Path, metavar="FILE", help="write a figure there (PNG)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     group_by = args.group_by.split(",")
     try:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tools.summarize import read_run
+from utils.arguments import new_parser
 from utils.config import (
     BINARY,
     MAY_DIFFER,
@@ -38,6 +39,10 @@ from utils.config import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = """
+bash main.sh configs/ablation/voc.yaml
+bash main.sh configs/comparison/voc_animals.yaml --dry-run
+"""
 NOT_IN_BASE = (
     *MAY_DIFFER,
     "method",
@@ -309,13 +314,21 @@ def sweep(runs: Sequence[Run], environment: Mapping[str, str], dry_run: bool) ->
     return failed
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = new_parser("bash main.sh", __doc__, EXAMPLES)
+    what = parser.add_argument_group("what to run")
+    what.add_argument(
+        "sweep", type=Path, nargs="?", metavar="SWEEP", help="YAML file; default: what the environment says"
+    )
+    how = parser.add_argument_group("how it runs")
+    how.add_argument("--dry-run", action="store_true", help="print the commands (or DRY_RUN=1)")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="main.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sweep", type=Path, nargs="?", help="YAML file, such as configs/ablation/voc.yaml")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands (or DRY_RUN=1)")
+    parser = make_parser()
     args = parser.parse_args(argv)
     dry_run = args.dry_run or os.environ.get("DRY_RUN", "0") == "1"
     try:

@@ -1,7 +1,5 @@
 """Evaluation of a step: the confusion matrix over all validation images, and pictures to look at."""
 
-import itertools
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,8 +13,9 @@ from datasets.incremental import ValidationDataset
 from datasets.tasks import IGNORE_INDEX
 from datasets.unreadable import Unreadable
 from models import SegmentationModel
-from trainer.predict import group_by_shape, predict
+from trainer.predict import predict, predict_all
 from utils.config import Config
+from utils.console import progress_bar
 from utils.distributed import Worker
 
 _IGNORED_COLOUR = (224, 224, 192)  # the cream in which VOC draws its void
@@ -29,12 +28,13 @@ def evaluate(
     config: Config,
     worker: Worker,
     unreadable: Unreadable | None = None,
+    progress: str = "",
 ) -> npt.NDArray[np.int64]:
     """Return the confusion matrix (K,K), rows ground truth, over the images of all ranks.
 
     dataset: this rank's share; no image belongs to two ranks. Of every `evaluate.batch_size` images, those of one
     shape share a forward pass. unreadable: takes the images that cannot be read, of all ranks; None ends with an error
-    at any. Raises DataError.
+    at any. progress: what the main process's progress bar says; '' shows none. Raises DataError.
     """
     model.eval()
     unreadable = unreadable or Unreadable("raise", 0.0, len(dataset), "evaluation")
@@ -49,15 +49,12 @@ def evaluate(
     )
     confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
     confusion = confusion.to(worker.device)
-    samples = unreadable.watch((image, label, [problem]) for image, label, problem in loader)
-    while batch := list(itertools.islice(samples, config.evaluate.batch_size)):
-        images, labels = zip(*batch, strict=True)
-        for indices in group_by_shape(images):
-            group = torch.stack([images[i].to(worker.device, non_blocking=True) for i in indices])
-            predictions = predict(model, group, [labels[i].shape for i in indices], config)
-            for i, prediction in zip(indices, predictions, strict=True):
-                label = labels[i].to(worker.device, non_blocking=True).long()
-                confusion.update(prediction[None], label[None])
+    shown = bool(progress) and worker.is_main
+    read = progress_bar(progress, len(dataset), unit="image", over=loader, shown=shown)
+    sound = unreadable.watch((image, label, [problem]) for image, label, problem in read)
+    samples = ((image, label.shape, label) for image, label in sound)
+    for label, prediction in predict_all(model, samples, config, worker.device):
+        confusion.update(prediction[None], label.to(worker.device, non_blocking=True).long()[None])
     unreadable.agree(worker)
     matrix: npt.NDArray[np.int64] = confusion.compute().cpu().numpy().astype(np.int64)
     return matrix

@@ -6,8 +6,9 @@ interpolation of it changes which class is the most likely.
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from torch import Tensor
 from models import SegmentationModel, SegOutput
 from models.output import most_likely, upsample
 from utils.config import Config
+
+T = TypeVar("T")
 
 
 def autocast(amp: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -42,6 +45,25 @@ def predict(
         scores[i].max(dim=0).indices if size == own_size else most_likely(scores[i : i + 1], size)[0]
         for i, size in enumerate(sizes)
     ]
+
+
+def predict_all(
+    model: SegmentationModel,
+    samples: Iterable[tuple[Tensor, torch.Size, T]],
+    config: Config,
+    device: torch.device,
+) -> Iterator[tuple[T, Tensor]]:
+    """Yield what goes with each image and the image's classes, as `predict` gives them; not quite in order.
+
+    samples: image (3,h,w), the size (H,W) of its classes, and what goes with it. Of every `evaluate.batch_size`
+    images, those of one shape share a forward pass.
+    """
+    samples = iter(samples)
+    while batch := list(itertools.islice(samples, config.evaluate.batch_size)):
+        for indices in group_by_shape([image for image, _, _ in batch]):
+            images = torch.stack([batch[i][0].to(device, non_blocking=True) for i in indices])
+            predictions = predict(model, images, [batch[i][1] for i in indices], config)
+            yield from ((batch[i][2], classes) for i, classes in zip(indices, predictions, strict=True))
 
 
 def score_views(model: SegmentationModel, images: Tensor, config: Config) -> Tensor:

@@ -298,8 +298,8 @@ class EvaluateConfig(Section):
     """What the model sees of an image whose short side is at the crop: its centre (the literature), all of it at once,
     or all of it in windows of the crop's size; the last two count at the label's own size."""
     stride: int | None = Field(None, ge=1)
-    """Pixels from one window to the next (`sliding`), no more than the crop; null is two thirds of the crop, as PSPNet
-    and its successors have it. Probabilities are averaged where windows overlap."""
+    """Pixels from one window to the next (`sliding` only), no more than the crop; null is two thirds of the crop, as
+    PSPNet and its successors have it. Probabilities are averaged where windows overlap."""
     flip: bool = False
     """Test-time augmentation: average the probabilities with those of the mirrored image."""
     scales: list[Annotated[float, Field(gt=0)]] = Field([1.0], min_length=1)
@@ -467,6 +467,11 @@ def _contradictions(config: Config) -> list[str]:
         )
     if train.nesterov and (train.optimizer != "sgd" or train.momentum == 0):
         problems.append("train.nesterov: needs train.optimizer sgd and a train.momentum above 0")
+    if config.evaluate.stride is not None and config.evaluate.mode != "sliding":
+        problems.append(
+            f"evaluate.stride: is for evaluate.mode sliding only, found {config.evaluate.mode}; set the mode too, or "
+            "leave it out"
+        )
     if config.evaluate.stride is not None and config.evaluate.stride > train.crop_size:
         problems.append(
             f"evaluate.stride: {config.evaluate.stride} exceeds train.crop_size {train.crop_size}, the side of a "

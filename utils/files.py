@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from utils.errors import RunError
+from utils.units import format_size
 
 
 class SaveError(RunError, OSError):
@@ -22,8 +23,8 @@ def writing(path: Path, num_bytes: int) -> Iterator[None]:
         yield
     except OSError as error:
         raise SaveError(
-            f"{path}: cannot be written ({error.strerror or error}); it needs about {num_bytes:,} bytes, "
-            f"{_free_bytes(path)}. What was saved before is intact: make room or give write access, and rerun"
+            f"{path}: cannot be written ({error.strerror or error}); it needs about {format_size(num_bytes)}, "
+            f"{_free_space(path)}. What was saved before is intact: make room or give write access, and rerun"
         ) from error
 
 
@@ -55,7 +56,7 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         file.write(content)
 
 
-def _free_bytes(path: Path) -> str:
+def _free_space(path: Path) -> str:
     """What is free where a file should lie, in words."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
-    return f"{shutil.disk_usage(folder).free:,} are free"
+    return f"{format_size(shutil.disk_usage(folder).free)} are free"

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from utils.console import progress_bar
 from utils.files import write_atomic, writing
 
 
@@ -90,14 +91,7 @@ class RunLog:
 
     def progress(self, description: str, total: int, initial: int = 0) -> "tqdm[Any]":
         """Return the progress bar of a step, `initial` of its `total` iterations done."""
-        return tqdm(
-            total=total,
-            initial=initial,
-            desc=description,
-            unit="it",
-            disable=not self.is_main,
-            dynamic_ncols=True,
-        )
+        return progress_bar(description, total, initial=initial, shown=self.is_main)
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         if self._metrics_path.exists():

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from utils.files import write_atomic
 from utils.metrics import CONVENTIONS, FloatArray, class_groups, mean_iou, step_scores
 from utils.plots import draw_forgetting, draw_miou_over_steps, draw_per_class_iou, run_title
+from utils.units import format_duration
 
 # Score of the results → its heading in tables.
 GROUPS = {
@@ -281,9 +282,12 @@ def _format_markdown(results: Mapping[str, Any]) -> str:
         _markdown_table(["class", *(f"step {step['step']}" for step in steps)], per_class, num_left=1),
         "## Images and time",
         _markdown_table(
-            ["step", "training images", "validation images", "training time in s"],
+            ["step", "training images", "validation images", "training time"],
             [
-                [str(step[key]) for key in ("step", "num_train_images", "num_val_images", "seconds")]
+                [
+                    *(str(step[key]) for key in ("step", "num_train_images", "num_val_images")),
+                    format_duration(step["seconds"]),
+                ]
                 for step in steps
             ],
             num_left=0,

@@ -1,0 +1,46 @@
+"""--help of every program: options in groups, and examples that it takes itself."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# Without those that are no programs, and `fetch`, which runs before anything is installed.
+TOOLS = [
+    f"tools.{path.stem}"
+    for path in sorted((ROOT / "tools").glob("*.py"))
+    if path.stem != "fetch" and "__main__" in path.read_text(encoding="utf-8")
+]
+
+
+def test_the_tools_are_found() -> None:
+    assert {"tools.predict", "tools.evaluate", "tools.export", "tools.summarize", "tools.doctor"} < set(TOOLS)
+
+
+@pytest.mark.parametrize("name", ["main", *TOOLS])
+def test_help_has_groups_and_examples_that_the_program_takes(name: str) -> None:
+    parser = importlib.import_module(name).make_parser()
+    text = parser.format_help()
+    # Under 'options', argparse's own heading, lies --help alone; nothing under 'positional arguments'.
+    options = text.partition("options:\n")[2].partition("\n\n")[0]
+    assert len(options.splitlines()) == 1
+    assert "positional arguments:" not in text
+    own = {"main": "python main.py", "tools.sweep": "bash main.sh"}.get(name, f"python -m {name}")
+    assert text.startswith(f"usage: {own}")
+    examples = text.partition("examples:\n")[2].splitlines()
+    assert examples
+    for example in examples:
+        program = own.split(maxsplit=1)[1]
+        before, found, arguments = example.strip().partition(program)
+        assert found
+        assert before in (
+            "python ",
+            "bash ",
+            "torchrun --nproc_per_node=2 ",
+            "torchrun --nproc_per_node=2 -- ",
+        )
+        parser.parse_args(shlex.split(arguments))

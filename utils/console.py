@@ -1,0 +1,77 @@
+"""The one progress bar of this code: redrawn on a terminal, and elsewhere a plain line every so often."""
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+from utils.units import format_duration
+
+SECONDS_BETWEEN_LINES = 30.0
+"""Where nobody watches; TQDM_MININTERVAL, tqdm's own variable of the environment, says otherwise."""
+
+
+class _Lines(tqdm):
+    """A bar for a pipe or a file: whole lines, as carriage returns would fill it."""
+
+    shown_n: float = 0
+    shown_at = 0.0
+    """Seconds from the start."""
+
+    def display(self, *args: Any, **kwargs: Any) -> None:
+        """Write where the work stands, if it is time."""
+        interval = float(os.environ.get("TQDM_MININTERVAL") or SECONDS_BETWEEN_LINES)
+        if self.format_dict["elapsed"] - self.shown_at >= interval:
+            self._write_line()
+
+    def clear(self, *args: Any, **kwargs: Any) -> None:
+        """A line that is written stays."""
+
+    def close(self) -> None:
+        """Write where the work ended."""
+        if not self.disable and self.n > self.shown_n:
+            self._write_line()
+        super().close()
+
+    def _write_line(self) -> None:
+        state = self.format_dict  # whose names are tqdm's
+        done, total, elapsed = state["n"], state["total"], state["elapsed"]
+        self.shown_n, self.shown_at = done, elapsed
+        parts = [f"{done}/{total} ({100 * done // total} %)", f"{format_duration(elapsed)} passed"]
+        if state["initial"] < done < total:
+            left = elapsed * (total - done) / (done - state["initial"])
+            parts.append(f"about {format_duration(left)} left")
+        if state["postfix"]:
+            parts.append(state["postfix"])
+        print(f"{self.desc}: {', '.join(parts)}", file=self.fp, flush=True)
+
+
+def progress_bar(
+    description: str,
+    total: int,
+    unit: str = "it",
+    *,
+    over: Iterable[Any] | None = None,
+    initial: int = 0,
+    shown: bool = True,
+) -> "tqdm[Any]":
+    """Return a bar on stderr over `total` units, `initial` of them done: for `update` in a with block, or `over` items.
+
+    On a terminal it follows the width of the window; in a pipe, a file or a dumb terminal it is a line every
+    SECONDS_BETWEEN_LINES and one at the end. It has no colours, so `NO_COLOR` asks nothing of it.
+    """
+    is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    kind = tqdm if is_terminal else _Lines
+    return kind(
+        over,
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=unit,
+        disable=not shown or total == 0,
+        leave=None,
+        dynamic_ncols=True,
+        gui=not is_terminal,  # then the subclass draws
+    )

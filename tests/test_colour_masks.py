@@ -14,7 +14,7 @@ from datasets import class_list, folder
 from datasets.class_index import index_classes
 from datasets.class_list import read_class_list
 from datasets.masks import DataError, MaskCoding, read_mask
-from tests.cli import run_main, set_fields, write_tiny_config
+from tests.cli import call_main, set_fields, write_tiny_config
 from tests.fixtures import Mask, stripes, write_folder
 from tools import check_data
 
@@ -168,7 +168,7 @@ def test_an_unknown_colour_is_named_with_its_file_and_pixels_before_training(tmp
     root = write_coloured(tmp_path / "data", masks, masks)
     path = spoil(root)
     fields = ["data.name=folder", f"data.root={root}", "task=[[road], [sign]]"]
-    result = run_main("--config", write_tiny_config(tmp_path), "--dry-run", *set_fields(*fields))
+    result = call_main("--config", write_tiny_config(tmp_path), "--dry-run", *set_fields(*fields))
     assert result.returncode == 2
     expected = f"{path}: found colours that no class has: (1, 2, 3) in 7 pixels, (128, 64, 129) in 1 pixel; list them"
     assert expected in result.stderr

@@ -159,7 +159,7 @@ def _read_mask(job: MaskJob) -> list[int] | str:
     except DataError as error:
         return str(error)
     try:
-        image_size = _read_image_size(job.image_path)
+        image_size = read_image_size(job.image_path)
     except UNDECODABLE as error:
         return describe_undecodable(job.image_path, "an image", error)
     problem = describe_size(job.image_path, image_size, path, mask_size)
@@ -177,7 +177,7 @@ def _distinct_ids(mask: npt.NDArray[np.uint8]) -> list[int]:
     return sorted(_ALL_IDS.difference(_ALL_BYTES.translate(None, delete=changes)))
 
 
-def _read_image_size(path: str) -> tuple[int, int]:
+def read_image_size(path: str) -> tuple[int, int]:
     """(width, height) of an image once it is turned upright; reads the header only."""
     with Image.open(path) as image:
         width, height = image.size

@@ -22,6 +22,7 @@ from tests.cli import set_fields, write_tiny_config
 from tests.fixtures import Mask, stripes, write_cityscapes
 from tools import check_data
 from tools.prepare_folder import main
+from tools.prepare_samples import make_id
 
 NO_WORKERS = ["--num-workers", "0"]
 
@@ -396,6 +397,11 @@ def test_panoptic_ids_are_read_from_all_three_channels(
     arguments = write_coco(tmp_path / "panoptic.json", annotations, categories=categories)
     told = fails(capsys, *arguments, "--output", tmp_path / "third")
     assert "a.png: holds segments that segments_info does not list: [5]; mend one of them" in told
+
+
+def test_an_image_id_is_one_name_wherever_the_image_lies() -> None:
+    paths = ["a.png", "part/a.b.png", "/photos/a.png", "../photos/a.png"]
+    assert [make_id(Path(path)) for path in paths] == ["a", "part_a.b", "photos_a", "photos_a"]
 
 
 # Cityscapes, and what training makes of it all

@@ -26,7 +26,9 @@ from datasets.files import SPLITS, describe_size, make_palette
 from datasets.folder import IMAGE_SUFFIXES
 from datasets.masks import Colour, DataError
 from datasets.unreadable import explain
-from tools.annotations import Annotations, Sample, image_size, read_cityscapes, read_coco, read_labelme
+from tools.prepare_coco import read_coco
+from tools.prepare_labelme import read_labelme
+from tools.prepare_samples import Annotations, Sample, image_size, read_cityscapes
 from utils.files import open_atomic, write_atomic
 
 SETTINGS = "prepared.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -14,7 +15,7 @@ from datasets import class_list, folder
 from datasets.class_index import index_classes
 from datasets.class_list import read_class_list
 from datasets.masks import DataError, MaskCoding, read_mask
-from tests.cli import call_main, set_fields, write_tiny_config
+from tests.cli import ROOT, call_main, set_fields, write_tiny_config
 from tests.fixtures import Mask, stripes, write_folder
 from tools import check_data
 
@@ -87,6 +88,16 @@ def test_classes_yaml_wins_over_classes_txt_and_one_of_them_must_be_there(tmp_pa
     assert read_class_list(tmp_path, "").names == ("background", "kiwi")
     (tmp_path / "classes.yaml").write_text(YAML)
     assert read_class_list(tmp_path, "").names == ("background", "road", "sign")
+
+
+def test_the_list_that_the_readme_shows_is_one(tmp_path: Path) -> None:
+    (example,) = re.findall(
+        r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
+    )
+    (tmp_path / "classes.yaml").write_text(example)
+    classes = read_class_list(tmp_path, "")
+    assert classes.names == ("background", "pear", "kiwi")
+    assert dict(classes.coding.colours)[255, 255, 255] == 255
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from datasets.masks import Colour, DataError
 from datasets.unreadable import explain
 from tools.prepare_coco import read_coco
 from tools.prepare_labelme import read_labelme
-from tools.prepare_samples import Annotations, Sample, image_size, read_cityscapes
+from tools.prepare_samples import Annotations, Sample, image_size, load_json, read_cityscapes
 from utils.files import open_atomic, write_atomic
 
 SETTINGS = "prepared.json"
@@ -125,7 +125,7 @@ def check_output(output: Path, settings: Mapping[str, Any], jobs: Sequence[Job])
         return
     if not (output / SETTINGS).is_file():
         raise ValueError(f"{output}: is there already, and not from this command; choose another --output")
-    earlier = json.loads((output / SETTINGS).read_text(encoding="utf-8"))
+    earlier = load_json(output / SETTINGS)
     differing = [
         f"{name}: {earlier.get(name)} → {value}"
         for name, value in settings.items()

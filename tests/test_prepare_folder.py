@@ -169,6 +169,10 @@ def test_sources_that_are_none_are_told_before_anything_is_written(
     assert "in: no JSON file; give the folder" in fails(capsys, "labelme", source, "--output", output)
     (source / "a.json").write_text("{}")
     assert "a.json: not an annotation of Labelme" in fails(capsys, "labelme", source, "--output", output)
+    for content in ("[]", '{"imagePath": "a.png", "shapes": [{"label": 3, "points": []}]}'):
+        (source / "a.json").write_text(content)
+        assert "a.json: not an annotation of Labelme" in fails(capsys, "labelme", source, "--output", output)
+    assert "lies in" in fails(capsys, "labelme", source, "--output", source / "out")
     (source / "a.json").write_text("{")
     assert "a.json: not valid JSON" in fails(capsys, "labelme", source, "--output", output)
     write_labelme(source / "a.json", shape("pear", *SQUARE))

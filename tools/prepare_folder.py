@@ -197,6 +197,10 @@ def write_classes(output: Path, classes: Sequence[str], colours: Sequence[Colour
 
 def run(args: argparse.Namespace) -> list[str]:
     """Prepare everything that the command line names; returns a line for every sample that could not be."""
+    if args.source.resolve() in args.output.resolve().parents:
+        raise ValueError(
+            f"--output {args.output}: lies in {args.source}, which is searched; choose another place"
+        )
     found = read_source(args)
     splits = split_samples(found, args.val_fraction)
     classes, left_out = choose_classes(found, args.classes)

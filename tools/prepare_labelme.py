@@ -46,18 +46,23 @@ def read_labelme(folder: Path) -> Annotations:
 
 
 def _load_labelme(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = load_json(file)
-    try:
-        assert isinstance(content["imagePath"], str)
-        assert all(
-            isinstance(shape["label"], str) and isinstance(shape["points"], list)
-            for shape in content["shapes"]
+    content: Any = load_json(file)
+    shapes = content.get("shapes") if isinstance(content, dict) else None
+    is_annotation = (
+        isinstance(shapes, list)
+        and isinstance(content.get("imagePath"), str)
+        and all(
+            isinstance(shape, dict)
+            and isinstance(shape.get("label"), str)
+            and isinstance(shape.get("points"), list)
+            for shape in shapes
         )
-    except (KeyError, TypeError, AssertionError) as error:
+    )
+    if not is_annotation:
         raise DataError(
             f"{file}: not an annotation of Labelme (imagePath, and shapes with label and points); remove it from there"
-        ) from error
-    return content
+        )
+    return dict(content)
 
 
 def draw_labelme(file: Path, image: Path, ids: Ids) -> UInt8Array:

@@ -6,12 +6,17 @@ A data set is a module with `CLASSES` and `PALETTE` (index = data set id, backgr
 
 from pathlib import Path
 
-from datasets import ade20k, folder, voc
+from datasets import ade20k, cityscapes, folder, voc
 from datasets.files import FileDataset
 from datasets.shapes import ShapesDataset
 
 SegmentationDataset = FileDataset | ShapesDataset
-_OPEN_SPLIT = {"voc": voc.open_split, "ade20k": ade20k.open_split, "folder": folder.open_split}
+_OPEN_SPLIT = {
+    "voc": voc.open_split,
+    "ade20k": ade20k.open_split,
+    "cityscapes": cityscapes.open_split,
+    "folder": folder.open_split,
+}
 
 
 def open_dataset(name: str, root: Path, split: str, problems: list[str] | None = None) -> FileDataset:

@@ -16,14 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from datasets.files import (
-    UNDECODABLE,
-    FileDataset,
-    describe_mask_format,
-    describe_size,
-    describe_undecodable,
-    describe_unknown_ids,
-)
+from datasets.files import FileDataset, describe_size
+from datasets.masks import UNDECODABLE, DataError, MaskCoding, describe_mask_format, describe_undecodable
 from datasets.tasks import IGNORE_INDEX
 from datasets.unreadable import MAX_NAMED, Unreadable
 from utils.console import progress_bar
@@ -33,7 +27,7 @@ logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 _EXIF_ORIENTATION = 0x0112
 _ALL_BYTES = bytes(range(256))
 _ALL_IDS = frozenset(_ALL_BYTES) - {IGNORE_INDEX}
@@ -51,7 +45,7 @@ class MaskJob(NamedTuple):
 
     image_path: str
     mask_path: str
-    num_classes: int
+    coding: MaskCoding
 
 
 def index_classes(
@@ -74,13 +68,13 @@ def index_classes(
 
     Raises:
         FileNotFoundError: a mask has vanished.
-        DataError: masks that cannot be decoded, hold an id that the data set has not, or differ from their
-            image in size, where `unreadable` says so. Names up to 10 files.
+        DataError: masks that cannot be decoded, hold an id or a colour that the data set has not, or differ from
+            their image in size, where `unreadable` says so. Names up to 10 files.
     """
     if unreadable is None:
         unreadable = Unreadable("raise", 0.0, len(dataset.ids), f"{dataset.name} {dataset.split}")
     cache_path = None if cache_dir is None else cache_dir / _name_cache(dataset)
-    cached = {} if cache_path is None else _load_cache(cache_path, len(dataset.classes))
+    cached = {} if cache_path is None else _load_cache(cache_path, dataset.coding)
 
     stamps = {image_id: _stamp(*files) for image_id, files in dataset.samples.items()}
     known = {
@@ -98,7 +92,7 @@ def index_classes(
             else:
                 known[image_id] = MaskEntry(stamps[image_id], frozenset(result))
     if cache_path is not None and known != cached:
-        _save_cache(cache_path, known, len(dataset.classes))
+        _save_cache(cache_path, known, dataset.coding)
     unreadable.check()
     return {image_id: known[image_id].classes for image_id in stamps if image_id in known}
 
@@ -114,7 +108,8 @@ def _read_masks(
 ) -> Generator[list[int] | str, None, None]:
     """For every id, in order, what `_read_mask` says. Closing the generator stops the workers."""
     pairs = [dataset.samples[image_id] for image_id in image_ids]
-    jobs = [MaskJob(str(image), str(mask), len(dataset.classes)) for image, mask in pairs]
+    coding = dataset.coding  # one object, which is sent to a worker once a chunk
+    jobs = [MaskJob(str(image), str(mask), coding) for image, mask in pairs]
     description = f"reading masks ({dataset.name} {dataset.split})"
     return map_in_processes(_read_mask, jobs, num_workers, description, "mask", progress)
 
@@ -151,17 +146,20 @@ def _read_mask(job: MaskJob) -> list[int] | str:
     path = job.mask_path
     try:
         with Image.open(path) as mask:
-            if (problem := describe_mask_format(mask)) is not None:
+            if (problem := describe_mask_format(mask, bool(job.coding.colours))) is not None:
                 return f"{path}: {problem}"
             mask_size = mask.size
-            ids = _distinct_ids(np.asarray(mask))
+            pixels = np.asarray(mask)
     except UNDECODABLE as error:
         return describe_undecodable(path, "a mask", error)
-    unknown = [i for i in ids if i >= job.num_classes]
-    if unknown:
-        return describe_unknown_ids(path, unknown, job.num_classes)
+    if pixels.ndim == 2:
+        pixels = np.array(_distinct_ids(pixels), np.uint8)  # few numbers are looked up faster than all pixels
     try:
-        image_size = _read_image_size(job.image_path)
+        ids = _distinct_ids(job.coding.decode(path, pixels))
+    except DataError as error:
+        return str(error)
+    try:
+        image_size = read_image_size(job.image_path)
     except UNDECODABLE as error:
         return describe_undecodable(job.image_path, "an image", error)
     problem = describe_size(job.image_path, image_size, path, mask_size)
@@ -179,7 +177,7 @@ def _distinct_ids(mask: npt.NDArray[np.uint8]) -> list[int]:
     return sorted(_ALL_IDS.difference(_ALL_BYTES.translate(None, delete=changes)))
 
 
-def _read_image_size(path: str) -> tuple[int, int]:
+def read_image_size(path: str) -> tuple[int, int]:
     """(width, height) of an image once it is turned upright; reads the header only."""
     with Image.open(path) as image:
         width, height = image.size
@@ -196,17 +194,22 @@ def _name_cache(dataset: FileDataset) -> str:
     return f"classes_{dataset.name}_{dataset.split}_{digest}.json"
 
 
-def _load_cache(path: Path, num_classes: int) -> dict[str, MaskEntry]:
-    """Entries of a cache file; none where there is no file, another range of ids, or something wrong with it."""
+def _digest(coding: MaskCoding) -> str:
+    """A digest of what pixels mean: entries made with another coding are no entries."""
+    return hashlib.sha256(repr(coding).encode()).hexdigest()[:16]
+
+
+def _load_cache(path: Path, coding: MaskCoding) -> dict[str, MaskEntry]:
+    """Entries of a cache file; none where there is no file, another coding, or something wrong with it."""
     try:
         content = json.loads(path.read_bytes())
-        if (content["version"], content["num_classes"]) != (CACHE_VERSION, num_classes):
+        if content["version"] != CACHE_VERSION or content["coding"] != _digest(coding):
             return {}
         entries = {
             image_id: MaskEntry(list(stamp), frozenset(classes))
             for image_id, (stamp, classes) in content["masks"].items()
         }
-        allowed = frozenset(range(num_classes))
+        allowed = coding.label_ids
         wrong = next((i for i, entry in entries.items() if not entry.classes <= allowed), None)
         if wrong is not None:
             raise ValueError(f"wrong ids for {wrong}")
@@ -218,10 +221,10 @@ def _load_cache(path: Path, num_classes: int) -> dict[str, MaskEntry]:
     return entries
 
 
-def _save_cache(path: Path, entries: dict[str, MaskEntry], num_classes: int) -> None:
+def _save_cache(path: Path, entries: dict[str, MaskEntry], coding: MaskCoding) -> None:
     content = {
         "version": CACHE_VERSION,
-        "num_classes": num_classes,
+        "coding": _digest(coding),
         "masks": {i: [entry.stamp, sorted(entry.classes)] for i, entry in entries.items()},
     }
     try:

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageFile, UnidentifiedImageError
+from datasets.masks import Colour, DataError, MaskCoding, UInt8Array, read_bytes, read_mask
 
-from datasets.tasks import IGNORE_INDEX
-from utils.errors import RunError
-
-UInt8Array = npt.NDArray[np.uint8]
-Colour = tuple[int, int, int]
 SPLITS = ("train", "val")
 
 MAX_ASPECT = 100
 """A line of one pixel's height would be scaled to gigabytes."""
-
-UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises over files that it cannot decode."""
-
-
-class DataError(RunError, ValueError):
-    """A file of a data set is wrong: the message names it, what was found, what is allowed and what to do."""
-
-    met_by_all = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +21,8 @@ class FileDataset:
     """One split of a data set.
 
     `classes` and `palette` are indexed by data set id, background at 0. `samples` maps an image id to its
-    image and mask. With `background_is_void` (ADE20K) label 0 becomes 255 in evaluation.
+    image and mask. With `background_is_void` (ADE20K) label 0 becomes 255 in evaluation. `mask_coding`: what the
+    pixels of masks mean; None: the data set id itself.
     """
 
     name: str
@@ -47,6 +31,17 @@ class FileDataset:
     palette: tuple[Colour, ...]
     samples: dict[str, tuple[Path, Path]]
     background_is_void: bool = False
+    mask_coding: MaskCoding | None = None
+
+    @property
+    def coding(self) -> MaskCoding:
+        """What the pixels of masks mean."""
+        return self.mask_coding or MaskCoding(tuple(range(len(self.classes))))
+
+    @property
+    def label_ids(self) -> frozenset[int]:
+        """Data set ids that labels can show, 255 left out; a data set without a true background lacks 0."""
+        return self.coding.label_ids
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -57,19 +52,19 @@ class FileDataset:
         """Image (H, W, 3) uint8 RGB and label (H, W) uint8 in data set ids.
 
         Raises:
-            DataError: a file cannot be decoded, image and mask differ in size, or the mask holds an id that the
-                data set has not.
+            DataError: a file cannot be decoded, image and mask differ in size, or the mask holds an id or a colour
+                that the data set has not.
             OSError: a file cannot be opened.
         """
         image_path, mask_path = self.samples[image_id]
-        image, label = read_image(image_path), read_mask(mask_path)
-        check_size(image_path, image, mask_path, label)
-        check_ids(mask_path, label, len(self.classes))
-        return image, label
+        image, pixels = read_image(image_path), read_mask(mask_path, bool(self.coding.colours))
+        check_size(image_path, image, mask_path, pixels)
+        return image, self.coding.decode(mask_path, pixels)
 
     def read_label(self, image_id: str) -> UInt8Array:
         """Label (H, W) uint8 in data set ids."""
-        return read_mask(self.samples[image_id][1])
+        mask_path = self.samples[image_id][1]
+        return self.coding.decode(mask_path, read_mask(mask_path, bool(self.coding.colours)))
 
 
 def read_image(path: Path) -> UInt8Array:
@@ -82,7 +77,7 @@ def read_image(path: Path) -> UInt8Array:
     mmcv = _import_mmcv()
     import cv2
 
-    content = _read_bytes(path)
+    content = read_bytes(path)
     if not content:
         raise DataError(f"{path}: not an image that OpenCV can decode (the file is empty); replace the file")
     # Some versions of OpenCV fill what a cut JPEG lacks with grey and say nothing.
@@ -97,77 +92,11 @@ def read_image(path: Path) -> UInt8Array:
     return image
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        error.filename = str(path)  # opening names the file, reading does not
-        raise
-
-
 def _is_cut_jpeg(content: bytes) -> bool:
     """Whether the last scan of a JPEG (from marker FFDA on) misses the end marker (FFD9)."""
     if content.endswith(b"\xff\xd9") or not content.startswith(b"\xff\xd8"):  # told without a search
         return False
     return b"\xff\xd9" not in content[max(0, content.rfind(b"\xff\xda")) :]
-
-
-def read_mask(path: Path) -> UInt8Array:
-    """Class ids (H, W) uint8 of a palette or a grey PNG.
-
-    Raises:
-        DataError: the file is neither, or Pillow cannot decode it.
-        OSError: it cannot be opened.
-    """
-    content = _read_bytes(path)
-    try:
-        # Not OpenCV's decoder, which turns a palette into colours.
-        with Image.open(io.BytesIO(content)) as image:
-            problem = describe_mask_format(image)
-            mask: UInt8Array = np.array(image if problem is None else 0, dtype=np.uint8)
-    except UNDECODABLE as error:
-        raise DataError(describe_undecodable(path, "a mask", error)) from error
-    if problem is not None:
-        raise DataError(f"{path}: {problem}")
-    return mask
-
-
-def describe_mask_format(image: ImageFile.ImageFile) -> str | None:
-    """What keeps an opened file from being a mask; None for an 8-bit grey PNG and for any with a palette."""
-    bits = ""
-    if image.format == "PNG":
-        # Pillow opens grey of 2 and 4 bits as mode L, too, and stretches it to 0..255: the ids would be wrong.
-        raw_mode = str(image.tile[0][3])
-        if image.mode == "P" or (image.mode, raw_mode) == ("L", "L"):
-            return None
-        bits = f" ({raw_mode})" if raw_mode != image.mode else ""
-    return (
-        "a mask must be an 8-bit PNG with one channel (palette or grey) that holds class ids; "
-        f"found a {image.format} of mode {image.mode}{bits}; save the ids as one"
-    )
-
-
-def describe_undecodable(path: Path | str, what: str, error: Exception) -> str:
-    """The error for a file ('a mask', 'an image') over which Pillow raised one of UNDECODABLE."""
-    reason = " ".join(str(error).split())
-    if isinstance(error, UnidentifiedImageError):
-        reason = "no format that it knows" if Path(path).stat().st_size else "the file is empty"
-    return f"{path}: not {what} that Pillow can decode ({reason}); replace the file"
-
-
-def check_ids(path: Path, label: UInt8Array, num_classes: int) -> None:
-    """Raise DataError where a mask holds an id that the data set has not."""
-    is_unknown = (label >= num_classes) & (label != IGNORE_INDEX)
-    if is_unknown.any():
-        raise DataError(describe_unknown_ids(path, np.unique(label[is_unknown]).tolist(), num_classes))
-
-
-def describe_unknown_ids(path: Path | str, ids: list[int], num_classes: int) -> str:
-    """The error for a mask that holds ids beyond the classes of its data set."""
-    return (
-        f"{path}: found ids {ids}; allowed are 0 to {num_classes - 1}, and {IGNORE_INDEX} (ignored); "
-        "correct the mask or the list of classes"
-    )
 
 
 def check_libraries() -> None:
@@ -192,9 +121,9 @@ def _import_mmcv() -> Any:
     return mmcv
 
 
-def check_size(image_path: Path, image: UInt8Array, mask_path: Path, label: UInt8Array) -> None:
+def check_size(image_path: Path, image: UInt8Array, mask_path: Path, mask: UInt8Array) -> None:
     """Raise DataError where an image and its mask differ in size or are too long and thin to be scaled."""
-    problem = describe_size(image_path, image.shape[1::-1], mask_path, label.shape[::-1])
+    problem = describe_size(image_path, image.shape[1::-1], mask_path, mask.shape[1::-1])
     if problem is not None:
         raise DataError(problem)
 

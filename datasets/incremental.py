@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from datasets import SegmentationDataset
-from datasets.files import DataError, UInt8Array
+from datasets.masks import DataError, UInt8Array, remap
 from datasets.selection import select_images as select_images  # also the public place of the function
 from datasets.tasks import IGNORE_INDEX, Step, Task
 from datasets.transforms import EvaluateTransform, TrainTransform
@@ -51,11 +51,6 @@ def evaluation_table(task: Task, step: Step, future: str, background_is_void: bo
     if background_is_void:
         table[0] = IGNORE_INDEX
     return table
-
-
-def remap(label: UInt8Array, table: Table) -> UInt8Array:
-    """Look every id of a label up in a table (256,): table[label], in a fifth of its time."""
-    return np.frombuffer(label.tobytes().translate(table.tobytes()), np.uint8).reshape(label.shape)
 
 
 Sample = tuple[Tensor, Tensor, str]
@@ -128,6 +123,11 @@ class ValidationDataset(Dataset[Sample]):
         self.image_ids = image_ids
         self.table = table
         self.transform = transform
+
+    @property
+    def shows_background(self) -> bool:
+        """Whether background can occur in the labels; a class that cannot has no IoU."""
+        return any(self.table[dataset_id] == 0 for dataset_id in self.source.label_ids)
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from datasets.files import Colour, UInt8Array, make_palette
+from datasets.files import make_palette
+from datasets.masks import Colour, UInt8Array
 
 CLASSES = ("background", "disc", "diamond", "triangle", "cross", "ring", "star")
 PALETTE = make_palette(len(CLASSES))
@@ -36,6 +37,11 @@ class ShapesDataset:
     def ids(self) -> tuple[str, ...]:
         """Image ids, in order."""
         return tuple(f"{self.split}_{index:05d}" for index in range(self.num_images))
+
+    @property
+    def label_ids(self) -> frozenset[int]:
+        """Data set ids that labels can show."""
+        return frozenset(range(len(self.classes)))
 
     def read(self, image_id: str) -> tuple[UInt8Array, UInt8Array]:
         """Image (H,W,3) uint8 RGB and label (H,W) uint8 in data set ids."""

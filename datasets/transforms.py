@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from datasets.files import UInt8Array
+from datasets.masks import UInt8Array
 from datasets.tasks import IGNORE_INDEX
 
 

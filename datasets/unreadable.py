@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from datasets.files import DataError
+from datasets.masks import DataError
 from utils.distributed import Worker
 
 MAX_NAMED = 10

@@ -81,6 +81,19 @@ def write_ade(root: Path, train: Mapping[str, Mask], val: Mapping[str, Mask]) ->
     return ade
 
 
+def write_cityscapes(
+    root: Path, train: Mapping[str, Mask], val: Mapping[str, Mask], kind: str = "labelIds"
+) -> Path:
+    """Writes Cityscapes in `root` from masks of its numbers by image id (CITY_000000_000019). Gives `root` back."""
+    for split, masks in (("train", train), ("val", val)):
+        for image_id, mask in masks.items():
+            city = image_id.partition("_")[0]
+            image_path = root / "leftImg8bit" / split / city / f"{image_id}_leftImg8bit.png"
+            mask_folder = root / "gtFine" / split / city
+            write_sample(image_path, mask_folder / f"{image_id}_gtFine_{kind}.png", mask, mode="L")
+    return root
+
+
 def write_folder(
     root: Path,
     classes: Sequence[str],

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 import main
 from datasets import folder, voc
 from datasets.class_index import index_classes
-from datasets.files import DataError, FileDataset, read_image, read_mask
+from datasets.files import FileDataset, read_image
 from datasets.incremental import StepDataset, TrainSampler, ValidationDataset
+from datasets.masks import DataError, read_mask
 from datasets.transforms import EvaluateTransform, TrainTransform
 from datasets.unreadable import TooManySkippedError, Unreadable
 from tests.cli import LAUNCHER_VARIABLES, run_main, set_fields, write_tiny_config

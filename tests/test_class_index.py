@@ -69,7 +69,7 @@ def test_the_work_of_a_worker_can_be_sent_to_a_fresh_interpreter(root: Path) -> 
     import multiprocessing
 
     dataset = folder.open_split(root, "train")
-    job = class_index.MaskJob(str(dataset.samples["a"][0]), str(dataset.samples["a"][1]), 4)
+    job = class_index.MaskJob(str(dataset.samples["a"][0]), str(dataset.samples["a"][1]), dataset.coding)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(class_index._read_mask, (job,)) == [0, 1]
 
@@ -146,11 +146,11 @@ def test_splits_and_places_have_caches_of_their_own(root: Path, tmp_path: Path) 
         b"\xff\x00",
         b"[]",
         b"null",
-        b'{"version": 2}',
-        b'{"version": 2, "num_classes": 4, "masks": {"a": 3}}',
-        b'{"version": 2, "num_classes": 4, "masks": {"a": [1, [0]]}}',
-        b'{"version": 2, "num_classes": 4, "masks": {"a": [[1, 2, 3, 4], [9]]}}',
-        b'{"version": 2, "num_classes": 4, "masks": {"a": [[1, 2, 3, 4], [[]]]}}',
+        b'{"version": 3}',
+        b'{"version": 3, "coding": "CODING", "masks": {"a": 3}}',
+        b'{"version": 3, "coding": "CODING", "masks": {"a": [1, [0]]}}',
+        b'{"version": 3, "coding": "CODING", "masks": {"a": [[1, 2, 3, 4], [9]]}}',
+        b'{"version": 3, "coding": "CODING", "masks": {"a": [[1, 2, 3, 4], [[]]]}}',
     ],
 )
 def test_a_corrupt_cache_is_rebuilt_with_a_warning(
@@ -159,7 +159,8 @@ def test_a_corrupt_cache_is_rebuilt_with_a_warning(
     index(root, tmp_path)
     (cache,) = tmp_path.glob("*.json")
     good = cache.read_bytes()
-    cache.write_bytes(content)
+    coding = class_index._digest(folder.open_split(root, "train").coding)
+    cache.write_bytes(content.replace(b"CODING", coding.encode()))
     with caplog.at_level(logging.WARNING):
         assert index(root, tmp_path) == EXPECTED
     assert str(cache) in caplog.text

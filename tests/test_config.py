@@ -300,7 +300,7 @@ def test_the_recipe_of_the_authors_differs_by_checkpoint_and_padding_only() -> N
 
 def test_the_shipped_configs_are_there() -> None:
     shipped = {"voc", "ade20k", "voc_segmenter", "voc_segmenter_authors", "ade20k_segmenter"}
-    shipped |= {"demo", "demo_segmenter", "voc_animals"}
+    shipped |= {"demo", "demo_segmenter", "voc_animals", "cityscapes", "folder"}
     assert {f"{name}.yaml" for name in shipped} <= {path.name for path in CONFIGS}
 
 

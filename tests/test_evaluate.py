@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from datasets import SegmentationDataset
-from datasets.files import UInt8Array
 from datasets.incremental import ValidationDataset, evaluation_table
+from datasets.masks import UInt8Array
 from datasets.tasks import build_task
 from datasets.transforms import EvaluateTransform
 from models import SegmentationModel, SegOutput

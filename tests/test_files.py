@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from datasets import ade20k, folder, voc
-from datasets.files import check_libraries, make_palette, read_image, read_mask
+from datasets.class_list import read_classes
+from datasets.files import check_libraries, make_palette, read_image
+from datasets.masks import read_mask
 from tests.fixtures import stripes, write_ade, write_folder, write_mask, write_sample, write_voc
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -87,7 +89,7 @@ def test_folder_reads_every_image_format(tmp_path: Path, suffix: str) -> None:
 def test_classes_txt_may_name_background_first_or_leave_it_out(tmp_path: Path, text: str) -> None:
     path = tmp_path / "classes.txt"
     path.write_text(text, encoding="utf-8", newline="")
-    assert folder.read_classes(path) == ("background", "cat", "dog")
+    assert read_classes(path) == ("background", "cat", "dog")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_a_wrong_classes_txt_is_refused_with_the_line(tmp_path: Path, text: str,
     path = tmp_path / "classes.txt"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
-        folder.read_classes(path)
+        read_classes(path)
     assert str(path) in str(caught.value)
 
 

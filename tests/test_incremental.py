@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets import SegmentationDataset
-from datasets.files import UInt8Array
 from datasets.incremental import (
     StepDataset,
     TrainSampler,
@@ -21,6 +20,7 @@ from datasets.incremental import (
     select_training_images,
     training_table,
 )
+from datasets.masks import UInt8Array
 from datasets.tasks import build_task
 from datasets.transforms import EvaluateTransform, TrainTransform
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from datasets.files import UInt8Array
+from datasets.masks import UInt8Array
 from datasets.transforms import EvaluateTransform, TrainTransform, Window, resize_short_side
 
 BLOCK = 20

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets.files import FileDataset, UInt8Array, make_palette
+from datasets.files import FileDataset, make_palette
+from datasets.masks import UInt8Array
 from datasets.tasks import IGNORE_INDEX
 from models import SegOutput
 

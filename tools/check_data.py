@@ -14,16 +14,9 @@ import numpy as np
 
 from datasets import SegmentationDataset, ShapesDataset
 from datasets.class_index import map_in_processes
-from datasets.files import (
-    DataError,
-    FileDataset,
-    check_ids,
-    check_libraries,
-    check_size,
-    read_image,
-    read_mask,
-)
+from datasets.files import FileDataset, check_libraries, check_size, read_image
 from datasets.incremental import select_training_images
+from datasets.masks import DataError, MaskCoding, read_mask
 from datasets.tasks import IGNORE_INDEX, Task, build_task
 from datasets.unreadable import explain
 from trainer.data import open_split, resolve_class_order
@@ -42,7 +35,7 @@ class Job(NamedTuple):
 
     image: Path
     mask: Path
-    num_classes: int
+    coding: MaskCoding
 
 
 class Finding(NamedTuple):
@@ -63,20 +56,20 @@ class Split(NamedTuple):
 
 def check_sample(job: Job) -> Finding:
     """Read image and mask and collect everything that is wrong with them."""
-    problems, image, label, classes = [], None, None, frozenset[int]()
+    problems, image, pixels, classes = [], None, None, frozenset[int]()
     try:
         image = read_image(job.image)
     except (DataError, OSError) as error:
         problems.append(explain(error))
     try:
-        label = read_mask(job.mask)
-        check_ids(job.mask, label, job.num_classes)
+        pixels = read_mask(job.mask, bool(job.coding.colours))
+        label = job.coding.decode(job.mask, pixels)
         classes = frozenset(np.unique(label).tolist()) - {IGNORE_INDEX}
     except (DataError, OSError) as error:
         problems.append(explain(error))
-    if image is not None and label is not None:
+    if image is not None and pixels is not None:
         try:
-            check_size(job.image, image, job.mask, label)
+            check_size(job.image, image, job.mask, pixels)
         except DataError as error:
             problems.append(explain(error))
     digest = (
@@ -87,7 +80,7 @@ def check_sample(job: Job) -> Finding:
 
 def check_split(dataset: FileDataset, num_workers: int, problems: list[str]) -> Split:
     """Read all samples of a split; problems are added to `problems`."""
-    jobs = [Job(image, mask, len(dataset.classes)) for image, mask in dataset.samples.values()]
+    jobs = [Job(image, mask, dataset.coding) for image, mask in dataset.samples.values()]
     description = f"checking {dataset.name} {dataset.split}"
     findings = dict(
         zip(dataset.ids, map_in_processes(check_sample, jobs, num_workers, description, "image"), strict=True)

@@ -25,7 +25,11 @@ python -m tools.doctor
 python -m tools.doctor --config configs/voc.yaml --set data.root=/data/voc
 """
 ROOT = Path(__file__).resolve().parents[1]
-FETCH = {"voc": "`bash download_voc.sh`", "ade20k": "`python download_ade20k.py`"}
+FETCH = {
+    "voc": "`bash download_voc.sh`",
+    "ade20k": "`python download_ade20k.py`",
+    "cityscapes": "register at www.cityscapes-dataset.com and download leftImg8bit and gtFine",
+}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Under which timm's weights lie in the cache."""
 MISSING = "missing"

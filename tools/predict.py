@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 
-from datasets.files import DataError, UInt8Array, check_libraries, describe_aspect, read_image
+from datasets.files import check_libraries, describe_aspect, read_image
 from datasets.folder import IMAGE_SUFFIXES
+from datasets.masks import DataError, UInt8Array
 from datasets.transforms import resize_short_side
 from datasets.unreadable import explain
 from models import ModelInfo, load_model

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from datasets import SegmentationDataset, ade20k, open_dataset, shapes, voc
+from datasets import SegmentationDataset, ade20k, cityscapes, open_dataset, shapes, voc
 from datasets.class_index import index_classes
 from datasets.class_orders import VOC_CLASS_ORDERS
 from datasets.files import check_libraries
@@ -14,7 +14,12 @@ from datasets.tasks import Task
 from datasets.unreadable import Unreadable
 from utils.config import Config
 
-CLASSES = {"voc": voc.CLASSES, "ade20k": ade20k.CLASSES, "shapes": shapes.CLASSES}
+CLASSES = {
+    "voc": voc.CLASSES,
+    "ade20k": ade20k.CLASSES,
+    "cityscapes": cityscapes.CLASSES,
+    "shapes": shapes.CLASSES,
+}
 """Classes of the data sets that do not read them from a file."""
 
 

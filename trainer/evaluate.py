@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from datasets.files import Colour, UInt8Array
 from datasets.incremental import ValidationDataset
+from datasets.masks import Colour, UInt8Array
 from datasets.tasks import IGNORE_INDEX
 from datasets.unreadable import Unreadable
 from models import SegmentationModel

@@ -40,8 +40,7 @@ def validate(plan: Plan, step: Step, model: SegmentationModel, worker: Worker) -
     where = f"evaluation of step {step.index}"
     unreadable = Unreadable(data.on_error, data.max_skipped, len(plan.val.ids), where)
     confusion = evaluate(model, dataset, step.num_classes, plan.config, worker, unreadable, where)
-    background_evaluated = bool((dataset.table[: len(plan.val.classes)] == 0).any())
-    return Validation(confusion, iou_per_class(confusion, background_evaluated), unreadable)
+    return Validation(confusion, iou_per_class(confusion, dataset.shows_background), unreadable)
 
 
 def score_on_holdout(plan: Plan, step: Step, model: SegmentationModel, worker: Worker) -> dict[str, Any]:
@@ -56,7 +55,8 @@ def score_on_holdout(plan: Plan, step: Step, model: SegmentationModel, worker: W
     dataset = ValidationDataset(plan.train, holdout[worker.rank :: worker.world_size], table, transform)
     where, data = f"held-out images of step {step.index}", config.data
     unreadable = Unreadable(data.on_error, data.max_skipped, len(holdout), where)
-    iou = iou_per_class(evaluate(model, dataset, step.num_classes, config, worker, unreadable, where))
+    confusion = evaluate(model, dataset, step.num_classes, config, worker, unreadable, where)
+    iou = iou_per_class(confusion, dataset.shows_background)
     labelled = step.seen_classes if config.data.train_on == "seen" else step.new_classes
     averaged = [c for c in labelled if not np.isnan(iou[c])]
     return {

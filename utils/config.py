@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, ValidationInfo, field_validator
 
+from utils.yaml_file import load_yaml
+
 METHODS: dict[str, dict[str, Any]] = {
     "mbs": {
         "loss": {
@@ -116,10 +118,11 @@ class ShapesConfig(Section):
 
 
 class DataConfig(Section):
-    name: Literal["voc", "ade20k", "folder", "shapes"]
+    name: Literal["voc", "ade20k", "cityscapes", "folder", "shapes"]
     """The data set."""
     root: Path = Path("data_root")
-    """Folder that holds VOCdevkit/, ADEChallengeData2016/, or images/, masks/ and classes.txt (`folder`)."""
+    """Folder that holds VOCdevkit/, ADEChallengeData2016/, leftImg8bit/ and gtFine/ (`cityscapes`), or images/, masks/
+    and classes.txt (`folder`)."""
     num_workers: int = Field(4, ge=0)
     """Processes that read images, a rank."""
     train_on: Literal["step", "seen"] = "step"
@@ -545,27 +548,11 @@ def _mentions(line: str, field: str) -> bool:
     return re.search(rf"(?<![\w.]){re.escape(field)}(?!\w)", line) is not None
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, of which YAML would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{', '.join(twice)}: given twice, keep one", node.start_mark
-            )
-        return super().construct_mapping(node, deep=deep)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file; raises FileNotFoundError or ValueError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config file")
-    try:
-        values = _UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    values = load_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: holds {type(values).__name__}, expected a mapping of fields")
     return values

@@ -1,0 +1,170 @@
+"""Masks: PNGs whose pixels are numbers or colours, and the class ids that these mean."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from datasets.tasks import IGNORE_INDEX
+from utils.errors import RunError
+
+UInt8Array = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises over files that it cannot decode."""
+
+_MAX_COLOURS_NAMED = 5
+
+
+class DataError(RunError, ValueError):
+    """A file of a data set is wrong: the message names it, what was found, what is allowed and what to do."""
+
+    met_by_all = False
+
+
+@dataclass(frozen=True)
+class MaskCoding:
+    """The data set id that each pixel of a mask means, 255 where it is ignored.
+
+    ids: that of every number that a mask of one channel may hold, by number; 255 it may hold always.
+    colours: that of every colour that an RGB mask may hold; where there are none, masks in colour are refused.
+    """
+
+    ids: tuple[int, ...]
+    colours: tuple[tuple[Colour, int], ...] = ()
+
+    @property
+    def label_ids(self) -> frozenset[int]:
+        """The ids that masks can show, 255 left out."""
+        return frozenset({*self.ids, *(class_id for _, class_id in self.colours)}) - {IGNORE_INDEX}
+
+    def decode(self, path: Path | str, pixels: UInt8Array) -> UInt8Array:
+        """Data set ids of numbers, of any shape but three axes, or (H,W) of colours (H,W,3); all uint8.
+
+        Raises DataError for a number or a colour that has no id; it names `path`, where the mask lies.
+        """
+        return self._decode_colours(path, pixels) if pixels.ndim == 3 else self._decode_numbers(path, pixels)
+
+    def _decode_numbers(self, path: Path | str, numbers: UInt8Array) -> UInt8Array:
+        is_unknown = (numbers >= len(self.ids)) & (numbers != IGNORE_INDEX)
+        if is_unknown.any():
+            raise DataError(
+                f"{path}: found ids {np.unique(numbers[is_unknown]).tolist()}; allowed are 0 to {len(self.ids) - 1}, "
+                f"and {IGNORE_INDEX} (ignored); correct the mask or the list of classes"
+            )
+        if self.ids == tuple(range(len(self.ids))):
+            return numbers
+        table = np.full(256, IGNORE_INDEX, np.uint8)
+        table[: len(self.ids)] = self.ids
+        return remap(numbers, table)
+
+    def _decode_colours(self, path: Path | str, pixels: UInt8Array) -> UInt8Array:
+        red, green, blue = (pixels[..., channel].astype(np.uint32) for channel in range(3))
+        codes = red << 16 | green << 8 | blue
+        found = _colour_table(self.colours).take(codes)
+        if (found == 0).any():
+            raise DataError(_describe_unknown_colours(path, codes[found == 0]))
+        return (found - 1).astype(np.uint8)
+
+
+@lru_cache(maxsize=1)
+def _colour_table(colours: tuple[tuple[Colour, int], ...]) -> npt.NDArray[np.uint16]:
+    """Table from 0xRRGGBB to 1 + id, 0 where a colour has none. Only the pages that are looked at take memory."""
+    table = np.zeros(1 << 24, np.uint16)
+    for (red, green, blue), class_id in colours:
+        table[red << 16 | green << 8 | blue] = 1 + class_id
+    return table
+
+
+def _describe_unknown_colours(path: Path | str, codes: npt.NDArray[np.uint32]) -> str:
+    values, counts = np.unique(codes, return_counts=True)
+    most = np.argsort(-counts, kind="stable")[:_MAX_COLOURS_NAMED]
+    named = ", ".join(f"{_unpack(values[i])} in {_count(counts[i])}" for i in most)
+    more = f" and {len(values) - len(most)} more" if len(values) > len(most) else ""
+    return (
+        f"{path}: found colours that no class has: {named}{more}; list them in classes.yaml, or correct the mask "
+        "(edges must not be smoothed)"
+    )
+
+
+def _unpack(code: np.uint32) -> Colour:
+    return int(code) >> 16, int(code) >> 8 & 255, int(code) & 255
+
+
+def _count(pixels: np.intp) -> str:
+    return f"{pixels} pixel{'s' if pixels > 1 else ''}"
+
+
+def remap(label: UInt8Array, table: UInt8Array) -> UInt8Array:
+    """Look every id of a label up in a table (256,): table[label], in a fifth of its time."""
+    return np.frombuffer(label.tobytes().translate(table.tobytes()), np.uint8).reshape(label.shape)
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a file; an OSError names it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        error.filename = str(path)  # opening names the file, reading does not
+        raise
+
+
+def read_mask(path: Path, in_colour: bool = False) -> UInt8Array:
+    """The pixels of a mask, uint8: numbers (H,W) of a palette or a grey PNG; with `in_colour` also RGB (H,W,3).
+
+    Raises:
+        DataError: the file is none of these, or Pillow cannot decode it.
+        OSError: it cannot be opened.
+    """
+    content = read_bytes(path)
+    try:
+        # Not OpenCV's decoder, which turns a palette into colours.
+        with Image.open(io.BytesIO(content)) as image:
+            problem = describe_mask_format(image, in_colour)
+            mask: UInt8Array = np.array(image if problem is None else 0, dtype=np.uint8)
+    except UNDECODABLE as error:
+        raise DataError(describe_undecodable(path, "a mask", error)) from error
+    if problem is not None:
+        raise DataError(f"{path}: {problem}")
+    return mask
+
+
+def describe_mask_format(image: ImageFile.ImageFile, in_colour: bool = False) -> str | None:
+    """What keeps an opened file from being a mask; None for an 8-bit grey PNG and for any with a palette.
+
+    With `in_colour`, 8-bit RGB PNGs are masks, too.
+    """
+    bits = ""
+    if image.format == "PNG":
+        # Pillow opens grey of 2 and 4 bits as mode L, too, and stretches it to 0..255: the ids would be wrong.
+        raw_mode = str(image.tile[0][3])
+        if image.mode == "P" or (image.mode, raw_mode) == ("L", "L"):
+            return None
+        if in_colour and (image.mode, raw_mode) == ("RGB", "RGB"):
+            return None
+        bits = f" ({raw_mode})" if raw_mode != image.mode else ""
+    found = f"found a {image.format} of mode {image.mode}{bits}"
+    if in_colour:
+        return (
+            "a mask must be an 8-bit PNG, of one channel (palette or grey) that holds class ids or of RGB in the "
+            f"colours of classes.yaml; {found}; save it as one"
+        )
+    remedy = "save the ids as one"
+    if image.format == "PNG" and image.mode == "RGB":
+        remedy += ", or in a data set of your own list the colours in classes.yaml"
+    return f"a mask must be an 8-bit PNG with one channel (palette or grey) that holds class ids; {found}; {remedy}"
+
+
+def describe_undecodable(path: Path | str, what: str, error: Exception) -> str:
+    """The error for a file ('a mask', 'an image') over which Pillow raised one of UNDECODABLE."""
+    reason = " ".join(str(error).split())
+    if isinstance(error, UnidentifiedImageError):
+        reason = "no format that it knows" if Path(path).stat().st_size else "the file is empty"
+    return f"{path}: not {what} that Pillow can decode ({reason}); replace the file"

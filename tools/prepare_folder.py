@@ -1,0 +1,316 @@
+"""Bring annotated images into the layout of data.name=folder: python -m tools.prepare_folder FORMAT SOURCE --output DIR
+
+FORMAT is labelme (a folder of JSON files), coco (a JSON of instances or of panoptic PNGs) or cityscapes (a root with
+leftImg8bit/ and gtFine/). DIR gets images/{train,val}, masks/{train,val} (PNG, pixel = class id) and a list of classes.
+
+Where objects overlap, smaller ones lie over larger ones. Crowds (COCO), what no segment covers (panoptic) and void
+(Cityscapes) are ignored (255); what no shape or instance covers is background (0), and so is every label that --classes
+leaves out. A rerun of the same command goes on where it stopped; what has been added or changed since is done anew.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from datasets.class_index import map_in_processes
+from datasets.class_list import IGNORE_NAME, MAX_CLASSES, read_class_list
+from datasets.files import SPLITS, describe_size, make_palette
+from datasets.folder import IMAGE_SUFFIXES
+from datasets.masks import Colour, DataError
+from datasets.unreadable import explain
+from tools.prepare_coco import read_coco
+from tools.prepare_labelme import read_labelme
+from tools.prepare_samples import Annotations, Sample, image_size, load_json, read_cityscapes
+from utils.files import open_atomic, write_atomic
+
+SETTINGS = "prepared.json"
+"""What DIR was made from, and how."""
+SOURCES = ("source", "images", "masks", "val", "val_images", "val_masks")
+"""Arguments that name it."""
+
+
+class Job(NamedTuple):
+    """One sample, and where it is to lie; palette: RGB bytes by class id."""
+
+    sample: Sample
+    ids: Mapping[str, int]
+    image: Path
+    mask: Path
+    palette: bytes
+    link: bool
+
+
+def read_source(args: argparse.Namespace) -> dict[str, Annotations]:
+    """The annotations of every split that the command line names: 'train', and 'val' where it is given."""
+    if args.format == "cityscapes":
+        return {split: read_cityscapes(args.source, split) for split in SPLITS}
+    if args.format == "labelme":
+        return {"train": read_labelme(args.source)} | ({"val": read_labelme(args.val)} if args.val else {})
+    found = {"train": read_coco(args.source, args.images, args.masks)}
+    if args.val:
+        found["val"] = read_coco(args.val, args.val_images or args.images, args.val_masks)
+    return found
+
+
+def split_samples(found: Mapping[str, Annotations], val_fraction: float) -> dict[str, list[Sample]]:
+    """The samples of both splits; where the source has none, those whose hash is below the fraction are held out.
+
+    The hash is the id's: images that are added later leave the others where they are. At least the image of the
+    smallest hash is held out. Raises ValueError where a split is empty, or two images share an id.
+    """
+    splits = {split: annotations.samples for split, annotations in found.items()}
+    if "val" not in splits:
+        samples = splits["train"]
+        limit = max(val_fraction, min(map(_position, samples), default=0.0))
+        splits = {
+            "train": [sample for sample in samples if _position(sample) > limit],
+            "val": [sample for sample in samples if _position(sample) <= limit],
+        }
+    first_of: dict[str, Path] = {}
+    for split, samples in splits.items():
+        if not samples:
+            raise ValueError(f"no image for {split}; annotate more, or change --val-fraction")
+        for sample in samples:
+            other = first_of.setdefault(sample.image_id, sample.image)
+            if other is not sample.image:
+                raise ValueError(
+                    f"{sample.image}: shares the id {sample.image_id!r} with {other}; rename one of them"
+                )
+    return splits
+
+
+def _position(sample: Sample) -> float:
+    """Where an id falls between 0 and 1."""
+    return int.from_bytes(hashlib.sha1(f"val/{sample.image_id}".encode()).digest()[:6], "big") / 256**6
+
+
+def choose_classes(
+    found: Mapping[str, Annotations], wanted: Sequence[str] | None
+) -> tuple[list[str], list[str]]:
+    """Class names in the order of their ids from 1 on, and the labels that are left out.
+
+    Those that are `wanted` need not be among the labels. Raises ValueError where there are none, or too many.
+    """
+    labels = list(dict.fromkeys(label for annotations in found.values() for label in annotations.labels))
+    classes = [name for name in dict.fromkeys(wanted or labels) if name != "background"]
+    if not 0 < len(classes) < MAX_CLASSES:
+        raise ValueError(
+            f"found {len(classes)} classes besides background; allowed are 1 to {MAX_CLASSES - 1}: choose them with "
+            "--classes"
+        )
+    return classes, [label for label in labels if label not in classes]
+
+
+def find_colours(found: Mapping[str, Annotations], classes: Sequence[str]) -> list[Colour] | None:
+    """The source's colours of background and classes; None unless every class has one of its own."""
+    by_label = {"background": (0, 0, 0)}
+    for annotations in found.values():
+        by_label |= annotations.colours
+    colours = [by_label[name] for name in ["background", *classes] if name in by_label]
+    # Beside colours, 'ignore' would be no class.
+    return colours if len(set(colours)) == len(classes) + 1 and IGNORE_NAME not in classes else None
+
+
+def check_output(output: Path, settings: Mapping[str, Any], jobs: Sequence[Job]) -> None:
+    """Raise ValueError where `output` holds anything but what an earlier run of the same command has left."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / SETTINGS).is_file():
+        raise ValueError(f"{output}: is there already, and not from this command; choose another --output")
+    earlier = load_json(output / SETTINGS)
+    differing = [
+        f"{name}: {earlier.get(name)} → {value}"
+        for name, value in settings.items()
+        if earlier.get(name) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{output}: was prepared otherwise ({'; '.join(differing)}, there → here); choose another --output, or "
+            "delete it"
+        )
+    expected = {path for job in jobs for path in (job.image, job.mask)}
+    others = sorted({path for path in output.glob("*/*/*") if not path.name.startswith(".")} - expected)
+    if others:
+        raise ValueError(
+            f"{others[0]}: is none of these images ({len(others)} such files); delete them, or choose another --output"
+        )
+
+
+def write_sample(job: Job) -> str | None:
+    """Write mask and image unless they are newer than what they are made from; returns what is wrong, in a line."""
+    sample = job.sample
+    try:
+        if _is_done(job):
+            return None
+        mask = sample.draw(job.ids)
+        problem = describe_size(sample.image, image_size(sample.image), sample.sources[-1], mask.shape[::-1])
+        if problem is not None:
+            raise DataError(problem)
+        job.image.parent.mkdir(parents=True, exist_ok=True)
+        job.image.unlink(missing_ok=True)
+        if job.link:
+            job.image.symlink_to(sample.image.resolve())
+        else:
+            with sample.image.open("rb") as source, open_atomic(job.image) as target:
+                shutil.copyfileobj(source, target)
+        image = Image.fromarray(mask)
+        image.putpalette(job.palette)
+        with open_atomic(job.mask) as file:  # last: where it is, the sample is whole
+            image.save(file, "PNG")
+    except (DataError, OSError) as error:
+        return explain(error)
+    return None
+
+
+def _is_done(job: Job) -> bool:
+    """Whether an earlier run has made both files, from what still is there."""
+    if not (job.image.exists() and job.mask.exists() and job.image.is_symlink() == job.link):
+        return False
+    newest = max(path.stat().st_mtime_ns for path in (job.sample.image, *job.sample.sources))
+    return job.mask.stat().st_mtime_ns >= newest
+
+
+def write_classes(output: Path, classes: Sequence[str], colours: Sequence[Colour] | None) -> Path:
+    """Write classes.yaml where there are colours, otherwise classes.txt; returns its path.
+
+    Raises ValueError for names that make no list of classes.
+    """
+    names = ["background", *classes]
+    if colours is None:
+        path, text = output / "classes.txt", "".join(f"{name}\n" for name in names)
+    else:
+        entries = [{"name": name, "color": [*colour]} for name, colour in zip(names, colours, strict=True)]
+        path = output / "classes.yaml"
+        text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    write_atomic(path, text)
+    read_class_list(output, "")
+    return path
+
+
+def run(args: argparse.Namespace) -> list[str]:
+    """Prepare everything that the command line names; returns a line for every sample that could not be."""
+    if args.source.resolve() in args.output.resolve().parents:
+        raise ValueError(
+            f"--output {args.output}: lies in {args.source}, which is searched; choose another place"
+        )
+    found = read_source(args)
+    splits = split_samples(found, args.val_fraction)
+    classes, left_out = choose_classes(found, args.classes)
+    colours = find_colours(found, classes)
+    palette = np.array(make_palette(256), np.uint8)
+    if colours is not None:
+        palette[: len(colours)] = colours
+    ids = {name: class_id for class_id, name in enumerate(classes, start=1)}
+    output: Path = args.output
+    jobs = []
+    for split, samples in splits.items():
+        for sample in samples:
+            if sample.image.suffix.lower() not in IMAGE_SUFFIXES:
+                raise ValueError(
+                    f"{sample.image}: allowed are {', '.join(IMAGE_SUFFIXES)}; convert the image"
+                )
+            image = output / "images" / split / f"{sample.image_id}{sample.image.suffix}"
+            mask = output / "masks" / split / f"{sample.image_id}.png"
+            jobs.append(Job(sample, ids, image, mask, palette.tobytes(), args.link))
+    settings = {
+        "format": args.format,
+        "sources": [str(value.resolve()) for name, value in vars(args).items() if name in SOURCES and value],
+        "val_fraction": None if args.val else args.val_fraction,
+        "classes": classes,
+    }
+    check_output(output, settings, jobs)
+    write_atomic(output / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    class_list = write_classes(output, classes, colours)
+    results = list(map_in_processes(write_sample, jobs, args.num_workers, "preparing", "image"))
+    problems = [problem for problem in results if problem is not None]
+    counts = " and ".join(f"{len(samples)} {split}" for split, samples in splits.items())
+    print(f"{output}: {counts} images, {len(classes)} classes ({class_list.name}): {', '.join(classes)}")
+    if left_out:
+        print(f"labels left out (background): {', '.join(left_out)}")
+    return problems
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="new folder, the later data.root"
+    )
+    common.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="labels that become classes, in the order of their ids; default: all, Labelme's by alphabet, COCO's by id",
+    )
+    common.add_argument("--link", action="store_true", help="link the images instead of copying them")
+    common.add_argument(
+        "--num-workers", type=int, default=2, metavar="N", help="processes that draw masks (2)"
+    )
+    fraction = argparse.ArgumentParser(add_help=False)
+    fraction.add_argument(
+        "--val-fraction",
+        type=parse_fraction,
+        default=0.1,
+        metavar="F",
+        help="share of the images that becomes val, by their ids, where --val is not given (0.1)",
+    )
+    formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
+    labelme = formats.add_parser(
+        "labelme", parents=[common, fraction], help="a folder of Labelme's JSON files"
+    )
+    labelme.add_argument("source", type=Path, metavar="FOLDER")
+    labelme.add_argument("--val", type=Path, metavar="FOLDER", help="that of the validation images")
+    coco = formats.add_parser("coco", parents=[common, fraction], help="COCO's JSON, instances or panoptic")
+    coco.add_argument("source", type=Path, metavar="JSON")
+    coco.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="where the images lie")
+    coco.add_argument(
+        "--masks",
+        type=Path,
+        metavar="FOLDER",
+        help="panoptic PNGs; default: beside the JSON, a folder of its name",
+    )
+    coco.add_argument("--val", type=Path, metavar="JSON", help="that of the validation images")
+    coco.add_argument("--val-images", type=Path, metavar="FOLDER", help="where these lie; default: --images")
+    coco.add_argument("--val-masks", type=Path, metavar="FOLDER", help="as --masks, for --val")
+    cityscapes = formats.add_parser(
+        "cityscapes", parents=[common], help="leftImg8bit/ and gtFine/ with train and val"
+    )
+    cityscapes.add_argument("source", type=Path, metavar="ROOT")
+    cityscapes.set_defaults(val=None, val_fraction=None)
+    return parser
+
+
+def parse_fraction(text: str) -> float:
+    """Read --val-fraction."""
+    fraction = float(text)
+    if not 0 < fraction < 1:
+        raise ValueError(text)
+    return fraction
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 0, or 2 where an image could not be prepared."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        problems = run(args)
+    except (ValueError, OSError, ImportError) as error:
+        parser.exit(2, f"error: {error}\n")
+    if problems:
+        parser.exit(2, "\n".join([f"error: {len(problems)} images could not be prepared:", *problems]) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -136,6 +136,21 @@ def write_results(run_dir: Path, results: Mapping[str, Any]) -> None:
     write_atomic(run_dir / "plots" / "forgetting.png", draw_forgetting(results))
 
 
+def write_task(
+    run_dir: Path,
+    name: str,
+    steps: Sequence[Sequence[str]],
+    colours: Mapping[str, tuple[int, int, int]],
+) -> None:
+    """Write task.json: the classes of every step, those to come included, and the colour of each class."""
+    task = {
+        "task": name,
+        "steps": [list(names) for names in steps],
+        "colours": {name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in colours.items()},
+    }
+    write_atomic(run_dir / "task.json", json.dumps(task, indent=2, ensure_ascii=False) + "\n")
+
+
 def format_table(results: Mapping[str, Any]) -> str:
     """The plain-text table for the console: one line a step, in percent, and the mean of `all` over the steps."""
     rows = [["step", "new classes", *SCORES.values()]]

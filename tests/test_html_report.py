@@ -305,9 +305,9 @@ def test_the_page_works_in_a_browser_without_a_network(browser: Any, run_dir: Pa
     assert run(PIXEL, 0, 7, 0)[3] == 255, "the others are not"
     run("document.querySelector('#legend [data-class=\"1\"]').click()")
     assert run(PIXEL, 0, 4, 0) == [128, 0, 0, 255]
-    run("document.querySelector('#legend [data-all=\"false\"]').click()")
+    run("document.querySelector('[data-all=\"false\"]').click()")
     assert run(PIXEL, 0, 7, 0)[3] == 0
-    run("document.querySelector('#legend [data-all=\"true\"]').click()")
+    run("document.querySelector('[data-all=\"true\"]').click()")
 
     run("document.getElementById('errors').click()")
     assert run(PIXEL, 1, 4, 0)[3] == 0, "what is right"

@@ -163,7 +163,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]]) -> go.Figure:
         figure.add_scatter(
             x=x,
             y=y,
-            mode="lines" if len(x) > MAX_MARKERS else "lines+markers",
+            mode="lines" if len(lines) > MAX_MARKERS else "lines+markers",
             line={"color": "#0072B2", "width": 1.5},
             connectgaps=False,
             showlegend=False,
@@ -190,7 +190,9 @@ def draw_curves(lines: Sequence[Mapping[str, Any]]) -> go.Figure:
     ]
     figure.update_yaxes(gridcolor=_GRID, rangemode="tozero", exponentformat="power")
     figure.update_xaxes(gridcolor=_GRID)
-    figure.update_xaxes(title_text="iteration of the run", row=num_rows)
+    for number in range(max(0, len(names) - 2), len(names)):  # the lowest of each column
+        axis = {"title_text": "iteration of the run", "showticklabels": True}
+        figure.update_xaxes(axis, row=number // 2 + 1, col=number % 2 + 1)
     return _finish(figure, height=60 + 190 * num_rows)
 
 

@@ -34,7 +34,12 @@ from utils.report import SCORES, load_confusion
 
 TEMPLATE = "html_report.jinja"
 NUM_CONFUSIONS = 12
-_PLOT_CONFIG = {"responsive": True, "displaylogo": False}
+_PLOT_CONFIG = {
+    "responsive": True,
+    "displaylogo": False,
+    # The first uploads the figure to Plotly's servers, which the page must not offer; the others do nothing here.
+    "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d"],
+}
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,14 @@ def test_what_makes_no_report_is_told_by_file(
     assert not (run_dir / "report.html").exists()
 
 
+def test_an_entry_of_another_version_is_told(run_dir: Path) -> None:
+    results = read_results(run_dir)
+    del results["steps"][0]["seconds"]
+    (run_dir / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"not the files of a run as this version writes them .*seconds"):
+        write_html_report(run_dir)
+
+
 def test_the_command_makes_the_reports_of_several_runs(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

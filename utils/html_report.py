@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 from plotly.offline import get_plotlyjs
 
 from datasets.files import UInt8Array, make_palette
@@ -59,7 +59,7 @@ def write_html_report(run_dir: Path) -> Path:
     results = read_results(run_dir)
     try:
         text = render(run_dir, results)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, UndefinedError) as error:
         raise ValueError(
             f"{run_dir}: not the files of a run as this version writes them ({type(error).__name__}: {error})"
         ) from error

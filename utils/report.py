@@ -195,11 +195,11 @@ def load_confusion(run_dir: Path, step_index: int) -> npt.NDArray[np.int64]:
         raise FileNotFoundError(
             f"{path}: the confusion matrix of step {step_index} is missing; evaluate that step's checkpoint again"
         )
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))[1:]
     try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))[1:]
         confusion = np.array([[int(count) for count in row[1:]] for row in rows], dtype=np.int64)
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{path}: expected whole numbers in rows of one length ({error})") from error
     if confusion.shape != (len(rows), len(rows)):
         raise ValueError(f"{path}: expected as many rows as columns, found shape {confusion.shape}")

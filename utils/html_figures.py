@@ -247,6 +247,6 @@ def _finish(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
     }
     figure.update_layout(base | layout)
     figure.update_annotations(font_size=13)
-    figure.update_xaxes(automargin=True, title_standoff=8)
-    figure.update_yaxes(automargin=True, zerolinecolor=_GRID)
+    figure.update_xaxes(automargin=True, ticks="", title_standoff=8)
+    figure.update_yaxes(automargin=True, ticks="", zerolinecolor=_GRID)
     return figure

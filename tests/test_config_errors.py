@@ -132,6 +132,15 @@ def test_the_classes_of_a_folder_are_unknown_before_its_files_are_read(tmp_path:
     ]
 
 
+def test_weights_and_biases_that_is_not_installed_is_told_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert refusal(write_config(tmp_path), "logging.wandb=project") == [
+        "logging.wandb: 'project' needs the package wandb, which is not installed; pip install wandb, or set it to null"
+    ]
+
+
 def test_a_class_order_that_no_data_set_publishes_is_told(tmp_path: Path) -> None:
     (line,) = refusal(write_config(tmp_path), "class_order=15-1_z", "data.name=voc", "task=15-1")
     assert "class_order: no published order '15-1_z'" in line

@@ -17,7 +17,7 @@ from datasets.tasks import build_task
 from datasets.transforms import EvaluateTransform
 from models import SegmentationModel, SegOutput
 from tests.cli import write_tiny_config
-from trainer.evaluate import draw_panel, evaluate
+from trainer.evaluate import evaluate
 from trainer.predict import predict
 from utils.config import Config, load_config
 from utils.distributed import Worker
@@ -209,21 +209,3 @@ def test_predictions_are_class_ids_at_the_asked_size(tmp_path: Path, amp: str) -
     (prediction,) = predict(ReadsTheAnswer(), images, [torch.Size((8, 12))], config)
     assert prediction.dtype == torch.int64
     assert torch.equal(prediction, torch.tensor([[2] * 6 + [1] * 6] * 8))
-
-
-def test_a_panel_shows_image_label_and_prediction_in_the_palette(tmp_path: Path) -> None:
-    config = make_config(tmp_path, "whole")
-    image = torch.full((3, 12, 12), 103, dtype=torch.uint8)
-    label = torch.zeros(12, 12, dtype=torch.uint8)
-    label[0, 0], label[0, 1] = 1, 255
-    colours = [(0, 0, 0), (10, 20, 30), (1, 1, 1), (40, 50, 60)]
-    panel = draw_panel(ReadsTheAnswer(), image, label, colours, config, CPU.device)
-    assert panel.shape == (12, 36, 3)
-    assert panel.dtype == np.uint8
-    assert (panel[:, :12] == 103).all()
-    assert panel[0, 12].tolist() == [10, 20, 30]
-    assert panel[0, 13].tolist() not in [list(colour) for colour in colours], (
-        "ignored pixels have a colour of their own"
-    )
-    assert (panel[1:, 12:24] == 0).all()
-    assert (panel[:, 24:] == (40, 50, 60)).all()

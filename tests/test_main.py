@@ -30,6 +30,7 @@ from tests.fixtures import Mask, stripes, write_ade, write_folder, write_voc
 from trainer.checks import check_parallelism
 from utils.config import load_config
 from utils.distributed import Worker, process_group
+from utils.panels import read_panels
 
 TERMS = ["cross_entropy", "feature_distillation", "output_distillation", "orthogonal"]
 GROUPS = ["miou_all", "miou_old", "miou_new", "miou_base", "miou_incremental"]
@@ -186,6 +187,11 @@ def reruns(place: Workplace) -> dict[str, tuple[Finished, dict[Path, int]]]:
         path = copies[name].folder / "results.json"
         results = json.loads(path.read_text())
         path.write_text(json.dumps({**results, "steps": results["steps"][:1]}))
+    # One as older code left it, without what report.html shows; in the other it cannot be written.
+    (copies["step_1_lost"].folder / "task.json").unlink()
+    shutil.rmtree(copies["step_1_lost"].folder / "panels")
+    (copies["entry_lost"].folder / "report.html").unlink()
+    (copies["entry_lost"].folder / "report.html").mkdir()
     overrides = {"rerun": ["data.num_workers=1", "logging.every=7"]}
     with ThreadPoolExecutor(2) as pool:
         started = {
@@ -249,7 +255,9 @@ each_finished = pytest.mark.parametrize("name", ["shapes", "voc", "ade20k", "fol
 def test_run_leaves_every_promised_file(place: Workplace, name: str) -> None:
     run = place.runs[name]
     assert run.process.returncode == 0, run.process.stderr
-    for relative in ("config.yaml", "log.txt", "metrics.jsonl", "results.json", "results.csv", "results.md"):
+    for relative in ("config.yaml", "task.json", "log.txt", "metrics.jsonl", "report.html"):
+        assert (run.folder / relative).stat().st_size > 0
+    for relative in ("results.json", "results.csv", "results.md"):
         assert (run.folder / relative).stat().st_size > 0
     for pattern, names in {
         "checkpoints/*": ["step_0.pth", "step_1.pth"],
@@ -260,8 +268,8 @@ def test_run_leaves_every_promised_file(place: Workplace, name: str) -> None:
         assert sorted(path.name for path in run.folder.glob(pattern)) == names
     for plot in run.folder.glob("plots/*.png"):
         assert plot.read_bytes().startswith(b"\x89PNG")
-    # One rank writes, and one step opens one file.
-    assert len(list((run.folder / "tensorboard").iterdir())) == 2
+    # One rank writes, and one step opens one file; the final scores have another.
+    assert len(list((run.folder / "tensorboard").iterdir())) == 3
 
 
 @each_finished
@@ -464,10 +472,15 @@ def test_tensorboard_shows_terms_learning_rate_scores_and_panels(place: Workplac
         assert shown == [(iteration, pytest.approx(value)) for iteration, value in logged]
     scores = [event.value for event in events.Scalars("miou_all")]
     assert scores == pytest.approx([step["miou_all"] for step in run.results["steps"]])
-    assert sorted(tags["images"]) == [f"step_{step}/val_0000{i}" for step in (0, 1) for i in (0, 1)]
-    panel = events.Images("step_1/val_00000")[0]
-    # Image, label and prediction side by side.
-    assert (panel.height, panel.width) == (32, 96)
+    kept = sorted(path.name for path in (run.folder / "panels").iterdir())
+    assert sorted(tags["images"]) == [f"panels/{image_id}" for image_id in kept]
+    assert len(kept) == 2
+    # Of every step, image, label and prediction side by side.
+    panels = [events.Images(tag) for tag in tags["images"]]
+    assert [[panel.step for panel in steps] for steps in panels] == [[2, 4], [2, 4]]
+    assert {(panel.height, panel.width) for steps in panels for panel in steps} == {(32, 96)}
+    last = run.results["steps"][-1]
+    assert [event.value for event in events.Scalars("final/miou_all")] == pytest.approx([last["miou_all"]])
 
 
 def test_batch_norm_is_trained_in_the_base_step_and_frozen_afterwards(place: Workplace) -> None:
@@ -558,6 +571,34 @@ def test_same_command_gives_identical_weights_with_any_number_of_workers(place: 
     assert without_time(ours.results) == without_time(theirs.results)
 
 
+def test_a_run_that_older_code_began_has_a_report_of_what_there_is(
+    place: Workplace, reruns: dict[str, tuple[Finished, dict[Path, int]]]
+) -> None:
+    run, _ = reruns["step_1_lost"]
+    panels, problems = read_panels(run.folder, num_steps=2)
+    assert problems == []
+    assert [[mask is not None for mask in panel.predictions] for panel in panels] == [[False, True]] * 2
+    assert (run.folder / "task.json").read_bytes() == (place.runs["shapes"].folder / "task.json").read_bytes()
+    assert "all 2 steps finished" in (run.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_report_that_cannot_be_written_ends_no_run(
+    reruns: dict[str, tuple[Finished, dict[Path, int]]],
+) -> None:
+    run, _ = reruns["entry_lost"]
+    assert run.process.returncode == 0, run.process.stderr
+    assert len(run.results["steps"]) == 2
+    assert "warning: report.html was not written" in run.process.stdout
+    assert f"python -m tools.report {run.folder}" in run.process.stdout
+
+
+def test_the_help_waits_for_no_large_library() -> None:
+    command = [sys.executable, "-X", "importtime", str(Path(main.__file__)), "--help"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "argparse" in listed
+    assert [name for name in ("torch", "plotly", "jinja2", "numpy") if f" {name}\n" in listed] == []
+
+
 def test_rerun_of_a_finished_command_trains_nothing_whatever_workers_and_logging(
     place: Workplace, reruns: dict[str, tuple[Finished, dict[Path, int]]]
 ) -> None:
@@ -566,6 +607,7 @@ def test_rerun_of_a_finished_command_trains_nothing_whatever_workers_and_logging
     after = list_change_times(run.folder)
     assert {path.name for path in before if after[path] != before[path]} <= {
         "config.yaml",
+        "task.json",
         "log.txt",
         ".lock",
     }

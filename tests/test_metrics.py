@@ -8,8 +8,11 @@ from utils.metrics import (
     forgetting_per_class,
     harmonic_mean,
     iou_per_class,
+    lost_to_background,
     mean_iou,
+    pixel_flow,
     step_scores,
+    worst_confusions,
 )
 
 # Background, a, b; then c joins: b is present and never predicted.
@@ -210,3 +213,41 @@ def test_counts_that_contradict_the_ious_are_refused(num_old: int, num_new: int)
 def test_a_history_that_shrinks_is_refused() -> None:
     with pytest.raises(ValueError, match="never shrink"):
         step_scores([np.ones(5), np.ones(4)], num_old=3, num_new=1, num_base=3)
+
+
+def test_what_is_lost_to_background_is_a_share_of_the_labelled_pixels() -> None:
+    np.testing.assert_allclose(lost_to_background(CONFUSION_1), [np.nan, 10 / 40, 5 / 10, 0.0])
+    nothing_labelled = np.array([[4, 0], [0, 0]])
+    np.testing.assert_array_equal(lost_to_background(nothing_labelled), [np.nan, np.nan])
+
+
+def test_pixels_of_background_old_and_new_classes_go_where_the_matrix_says() -> None:
+    # Background and a are old, b and c new: 75, 40 and 40 pixels.
+    expected = [
+        [60 / 75, 0, 0, 15 / 75],  # background: 15 to c
+        [20 / 40, 10 / 40, 0, 10 / 40],  # a
+        [30 / 40, 5 / 40, 0, 5 / 40],  # b and c: 5 of b to c, another new class
+    ]
+    np.testing.assert_allclose(pixel_flow(CONFUSION_1, num_old=2), expected)
+
+
+def test_at_step_0_no_class_is_old_and_without_pixels_there_is_no_share() -> None:
+    flow = pixel_flow(CONFUSION_0, num_old=0)
+    np.testing.assert_allclose(flow[0], [72 / 80, 0, 0, 8 / 80])
+    assert np.isnan(flow[1]).all()
+    np.testing.assert_allclose(flow[2], [48 / 60, 10 / 60, 0, 2 / 60])
+    assert np.isnan(pixel_flow(np.array([[0, 0], [5, 15]]), num_old=0)[0]).all()
+
+
+def test_confusions_are_ranked_by_the_iou_that_they_cost_both_classes() -> None:
+    worst = worst_confusions(CONFUSION_1, 2)
+    # Unions: 90, 40, 10, 60.
+    assert [(pair.label, pair.predicted) for pair in worst] == [(2, 3), (2, 0)]
+    assert [pair.cost for pair in worst] == pytest.approx([5 / 10 + 5 / 60, 5 / 10 + 5 / 90])
+    assert [pair.share for pair in worst] == pytest.approx([0.5, 0.5])
+
+
+def test_only_what_is_confused_is_named_and_absent_classes_cost_nothing() -> None:
+    confusion = np.array([[8, 2, 0], [0, 5, 0], [0, 0, 0]])
+    assert [(pair.label, pair.predicted) for pair in worst_confusions(confusion, 9)] == [(0, 1)]
+    assert worst_confusions(np.diag([3, 4]), 9) == []

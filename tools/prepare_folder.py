@@ -1,4 +1,4 @@
-"""Bring annotated images into the layout of data.name=folder: python -m tools.prepare_folder FORMAT SOURCE --output DIR
+"""Bring annotated images into the layout of data.name=folder.
 
 FORMAT is labelme (a folder of JSON files), coco (a JSON of instances or of panoptic PNGs) or cityscapes (a root with
 leftImg8bit/ and gtFine/). DIR gets images/{train,val}, masks/{train,val} (PNG, pixel = class id) and a list of classes.
@@ -29,8 +29,14 @@ from datasets.unreadable import explain
 from tools.prepare_coco import read_coco
 from tools.prepare_labelme import read_labelme
 from tools.prepare_samples import Annotations, Sample, image_size, load_json, read_cityscapes
+from utils.arguments import new_parser
 from utils.files import open_atomic, write_atomic
 
+EXAMPLES = """
+python -m tools.prepare_folder labelme photos/ --output fruit --val-fraction 0.2
+python -m tools.prepare_folder coco train.json --images photos/ --val val.json --output fruit --classes pear kiwi
+python -m tools.prepare_folder cityscapes data_root/cityscapes --output streets --link
+"""
 SETTINGS = "prepared.json"
 """What DIR was made from, and how."""
 SOURCES = ("source", "images", "masks", "val", "val_images", "val_masks")
@@ -240,9 +246,7 @@ def run(args: argparse.Namespace) -> list[str]:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("python -m tools.prepare_folder", __doc__, EXAMPLES)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="new folder, the later data.root"
@@ -265,7 +269,13 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="F",
         help="share of the images that becomes val, by their ids, where --val is not given (0.1)",
     )
-    formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
+    formats = parser.add_subparsers(
+        title="formats",
+        dest="format",
+        required=True,
+        metavar="FORMAT",
+        help="FORMAT --help lists its options",
+    )
     labelme = formats.add_parser(
         "labelme", parents=[common, fraction], help="a folder of Labelme's JSON files"
     )

@@ -1,5 +1,6 @@
 """What must hold before a run trains: config and machine, earlier results, images, the base step."""
 
+import importlib.util
 import json
 from typing import Any
 
@@ -18,6 +19,11 @@ def check_config(config: Config, worker: Worker) -> None:
         check_parallelism(config, worker)
     except ValueError as error:
         problems.append(str(error))
+    if config.logging.wandb is not None and importlib.util.find_spec("wandb") is None:
+        problems.append(
+            f"logging.wandb: '{config.logging.wandb}' needs the package wandb, which is not installed; "
+            "pip install wandb, or set it to null"
+        )
     if config.data.name in CLASSES and (config.class_order is None or isinstance(config.task, str)):
         try:
             build_task(config.task, CLASSES[config.data.name], resolve_class_order(config))

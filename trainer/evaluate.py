@@ -1,24 +1,19 @@
-"""Evaluation of a step: the confusion matrix over all validation images, and pictures to look at."""
+"""Evaluation of a step: the confusion matrix over all validation images."""
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from datasets.incremental import ValidationDataset
-from datasets.masks import Colour, UInt8Array
 from datasets.tasks import IGNORE_INDEX
 from datasets.unreadable import Unreadable
 from models import SegmentationModel
-from trainer.predict import predict, predict_all
+from trainer.predict import predict_all
 from utils.config import Config
 from utils.console import progress_bar
 from utils.distributed import Worker
-
-_IGNORED_COLOUR = (224, 224, 192)  # the cream in which VOC draws its void
 
 
 def evaluate(
@@ -58,23 +53,3 @@ def evaluate(
     unreadable.agree(worker)
     matrix: npt.NDArray[np.int64] = confusion.compute().cpu().numpy().astype(np.int64)
     return matrix
-
-
-def draw_panel(
-    model: SegmentationModel,
-    image: Tensor,
-    label: Tensor,
-    colours: list[Colour],
-    config: Config,
-    device: torch.device,
-) -> UInt8Array:
-    """Return image, label and prediction side by side, (H,3W,3), in the data set's palette.
-
-    colours: by contiguous class id; label: (H,W) uint8.
-    """
-    prediction = predict(model, image[None].to(device), [label.shape], config)[0].cpu()
-    table = np.full((256, 3), _IGNORED_COLOUR, dtype=np.uint8)
-    table[: len(colours)] = colours
-    shown = F.interpolate(image[None].float(), size=label.shape, mode="bilinear", align_corners=False)[0]
-    pixels = shown.round().byte().permute(1, 2, 0).numpy()
-    return np.concatenate([pixels, table[label.numpy()], table[prediction.numpy()]], axis=1)

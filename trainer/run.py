@@ -17,18 +17,27 @@ from models import SegmentationModel
 from models.backbone import synchronise_batch_norm
 from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_base, restore_model, save_checkpoint
 from trainer.checks import synchronises_batch_norm
-from trainer.evaluate import draw_panel
+from trainer.panels import draw_panels
 from trainer.plan import Plan
 from trainer.progress import clear_progress
-from trainer.score import best_weights, score_on_holdout, validate, validation_dataset
+from trainer.score import best_weights, score_on_holdout, validate
 from trainer.step import build_objective, train_step
 from trainer.thresholds import measure_thresholds
-from utils.config import TrainConfig
+from utils.config import TrainConfig, flatten
 from utils.distributed import Worker, seed_everything
 from utils.files import write_atomic
+from utils.html_report import write_html_report
 from utils.lock import lock
 from utils.logging import RunLog
-from utils.report import build_results, format_table, make_step_entry, save_confusion, write_results
+from utils.report import (
+    SCORES,
+    build_results,
+    format_table,
+    make_step_entry,
+    save_confusion,
+    write_results,
+    write_task,
+)
 from utils.signals import Interruption
 
 
@@ -42,6 +51,10 @@ def run(plan: Plan, worker: Worker, interruption: Interruption | None = None) ->
         worker.main_only(lambda: held.enter_context(lock(plan.config.run_dir)))
         log = RunLog(plan.config.run_dir, worker.is_main)
         held.callback(log.close)
+        project = plan.config.logging.wandb
+        if project is not None and len(plan.finished) < len(plan.task.steps):
+            fields = plan.config.model_dump(mode="json")
+            worker.main_only(lambda: log.start_wandb(project, plan.config.log, fields))
         try:
             run_steps(plan, worker, log, interruption or Interruption())
         except Exception:
@@ -55,6 +68,13 @@ def run_steps(plan: Plan, worker: Worker, log: RunLog, interruption: Interruptio
     entries = list(plan.finished)
     if worker.is_main:
         write_atomic(run_dir / "config.yaml", config.to_yaml())
+        colours = [plan.val.palette[i] for i in plan.task.class_ids]
+        write_task(
+            run_dir,
+            plan.task.name,
+            [plan.task.new_class_names(step) for step in plan.task.steps],
+            dict(zip(plan.task.class_names, colours, strict=True)),
+        )
     log.info(
         f"{run_dir}: {config.method} on {config.data.name} {plan.task.name} ({config.setting}), "
         f"{worker.world_size} × {worker.device.type}"
@@ -70,8 +90,24 @@ def run_steps(plan: Plan, worker: Worker, log: RunLog, interruption: Interruptio
             entries.append(assess(plan, step, entries, first_iteration, worker, log))
             if worker.is_main:
                 write_results(run_dir, summarise(plan, entries, worker))
+                draw_report(run_dir, log)
+            if step.index == len(plan.task.steps) - 1:
+                log.final_scores(
+                    dict(flatten(config.model_dump(mode="json"))),
+                    {score: entries[-1][score] for score in SCORES},
+                )
         first_iteration += plan.num_iterations(step, worker)
     log.info(format_table(summarise(plan, entries, worker)))
+
+
+def draw_report(run_dir: Path, log: RunLog) -> None:
+    """Write report.html; where that fails the run goes on, the report can be made at any time."""
+    try:
+        write_html_report(run_dir)
+    except (OSError, ValueError) as error:
+        log.info(
+            f"warning: report.html was not written ({error}); python -m tools.report {run_dir} tries again"
+        )
 
 
 def learn(
@@ -236,12 +272,8 @@ def assess(
         last_iteration = max(0, first_iteration + plan.num_iterations(step, worker) - 1)
         log.start_evaluation(step.index)
         log.metrics(step.index, last_iteration, groups)
-        colours = [plan.val.palette[i] for i in plan.task.class_ids]
-        dataset = validation_dataset(plan, step, worker)
-        for index in range(min(config.logging.num_panels, len(dataset))):
-            image, label, _ = dataset[index]
-            panel = draw_panel(model, image, label, colours, config, worker.device)
-            log.image(f"step_{step.index}/{dataset.image_ids[index]}", last_iteration, panel)
+        for image_id, panel in draw_panels(plan, step, model, worker):
+            log.image(f"panels/{image_id}", last_iteration, panel)
     return entry
 
 

@@ -327,7 +327,9 @@ class LoggingConfig(Section):
     every: int = Field(10, ge=1)
     """Iterations between two entries of metrics.jsonl and TensorBoard."""
     num_panels: int = Field(4, ge=0)
-    """Validation images shown in TensorBoard after every step."""
+    """Validation images shown after every step, always the same, in report.html and TensorBoard."""
+    wandb: str | None = Field(None, min_length=1)
+    """Project in Weights & Biases that curves and panels go to as well (pip install wandb); null writes none."""
 
 
 class Config(Section):

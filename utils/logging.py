@@ -1,5 +1,6 @@
-"""What a run says while it trains: console and log.txt, one progress bar, metrics.jsonl, TensorBoard."""
+"""What a run says while it trains: console and log.txt, one progress bar, metrics.jsonl, TensorBoard, W&B."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -11,7 +12,12 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from utils.console import progress_bar
+from utils.errors import RunError
 from utils.files import write_atomic, writing
+
+
+class WandbError(RunError, RuntimeError):
+    """Weights & Biases cannot be reached or refuses the run."""
 
 
 class _TqdmHandler(logging.Handler):
@@ -33,6 +39,8 @@ class RunLog:
         self._logger.propagate = False
         self._logger.handlers.clear()
         self._writer: Any = None
+        self._wandb_id_path = run_dir / "wandb_id.txt"
+        self._wandb: Any = None
         if not is_main:
             self._logger.addHandler(logging.NullHandler())
             return
@@ -41,6 +49,28 @@ class RunLog:
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         for handler in handlers:
             self._logger.addHandler(handler)
+
+    def start_wandb(self, project: str, name: str, fields: Mapping[str, Any]) -> None:
+        """Write to Weights & Biases, too; a run that was there before goes on there. Raises WandbError, SaveError."""
+        import wandb  # an extra that only those need who name a project
+
+        known = self._wandb_id_path.read_text().strip() if self._wandb_id_path.exists() else None
+        try:
+            self._wandb = wandb.init(
+                project=project,
+                name=name,
+                id=known,
+                resume="allow",
+                dir=self._wandb_id_path.parent,
+                config=dict(fields),
+            )
+        except wandb.Error as error:
+            raise WandbError(
+                f"logging.wandb: {error}; log in (wandb login), set WANDB_MODE=offline, or set logging.wandb=null"
+            ) from error
+        write_atomic(self._wandb_id_path, f"{self._wandb.id}\n")
+        # Its own count only grows, but a step that is continued goes back to its last save.
+        self._wandb.define_metric("*", step_metric="iteration")
 
     def info(self, message: str) -> None:
         """Say a line on the console and in log.txt."""
@@ -78,11 +108,31 @@ class RunLog:
         for name, value in values.items():
             if value is not None and self._writer is not None:
                 self._writer.add_scalar(name, value, iteration)
+        if self._wandb is not None:
+            self._wandb.log(line)
 
     def image(self, name: str, iteration: int, image: npt.NDArray[np.uint8]) -> None:
-        """Show an image (H,W,3) in TensorBoard."""
+        """Show an image (H,W,3)."""
         if self._writer is not None:
             self._writer.add_image(name, image, iteration, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(image), "iteration": iteration})
+
+    def final_scores(self, fields: Mapping[str, Any], scores: Mapping[str, float | None]) -> None:
+        """Say what the fields of a config have come to, so that runs can be compared by both."""
+        known = {name: value for name, value in scores.items() if value is not None}
+        if self._writer is not None:
+            plain = {
+                name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+                for name, value in fields.items()
+            }
+            # Without a name they would be a run of their own beside this one.
+            final = {f"final/{name}": value for name, value in known.items()}
+            self._writer.add_hparams(plain, final, run_name=".")
+        if self._wandb is not None:
+            self._wandb.summary.update({f"final/{name}": value for name, value in known.items()})
 
     def flush(self) -> None:
         """Bring to disk what TensorBoard still holds back."""
@@ -95,9 +145,8 @@ class RunLog:
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         if self._metrics_path.exists():
-            lines = self._metrics_path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if (values := _parse(line)) is not None and wanted(values)]
-            write_atomic(self._metrics_path, "".join(line + "\n" for line in kept))
+            kept = [json.dumps(line) + "\n" for line in read_metrics(self._metrics_path) if wanted(line)]
+            write_atomic(self._metrics_path, "".join(kept))
 
     def _open_writer(self, purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the main process writes
@@ -110,15 +159,17 @@ class RunLog:
         """Flush and close all files."""
         if self._writer is not None:
             self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
         for handler in list(self._logger.handlers):
             handler.close()
             self._logger.removeHandler(handler)
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    """The values of a line of metrics.jsonl; None for one that was cut off, as by a full disk."""
-    try:
-        values: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return values
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; one that was cut off, as by a full disk, is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines

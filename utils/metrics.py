@@ -1,10 +1,10 @@
-"""From confusion matrices to IoU, group means, hIoU and forgetting; plain numpy.
+"""From confusion matrices to IoU, group means, hIoU, forgetting and what is confused; plain numpy.
 
 Class ids are contiguous in learning order with background at 0; all scores are fractions from 0 to 1.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,7 @@ def iou_per_class(confusion: npt.NDArray[np.int64], background_evaluated: bool =
     counts = confusion.astype(np.float64)
     intersection = np.diag(counts)
     union = counts.sum(axis=0) + counts.sum(axis=1) - intersection
-    iou = np.full(len(counts), np.nan)
-    np.divide(intersection, union, out=iou, where=union > 0)
+    iou = _divide(intersection, union)
     if not background_evaluated:
         iou[0] = np.nan
     return iou
@@ -59,6 +58,72 @@ def forgetting_per_class(iou_history: Sequence[FloatArray]) -> FloatArray:
     for iou in iou_history:
         best[: len(iou)] = np.fmax(best[: len(iou)], iou)
     return best - now
+
+
+def lost_to_background(confusion: npt.NDArray[np.int64]) -> FloatArray:
+    """Share of every class's labelled pixels that is predicted as background, (K,), from pixel counts (K, K).
+
+    nan for background itself and for a class without labelled pixels.
+    """
+    counts = confusion.astype(np.float64)
+    share = _divide(counts[:, 0], counts.sum(axis=1))
+    share[0] = np.nan
+    return share
+
+
+def pixel_flow(confusion: npt.NDArray[np.int64], num_old: int) -> FloatArray:
+    """Where labelled pixels go, (3, 4) shares of each row, nan for a row without pixels.
+
+    Rows: background, old and new classes by label. Columns: predicted as labelled, as background, as another old
+    class, as another new class. `num_old` counts background; at step 0, where it is 0, no class is old.
+    """
+    counts = confusion.astype(np.float64)
+    first_new = max(1, num_old)
+    groups = [slice(0, 1), slice(1, first_new), slice(first_new, None)]
+    correct = np.array([np.diag(counts)[group].sum() for group in groups])
+    into = np.array([[counts[row, column].sum() for column in groups] for row in groups])
+    into[np.diag_indices(3)] -= correct
+    flow = np.column_stack([correct, into])
+    return _divide(flow, flow.sum(axis=1, keepdims=True))
+
+
+class Confused(NamedTuple):
+    """Pixels of class `label` that are predicted as class `predicted`.
+
+    share: of the label's pixels. cost: by how much they lower the IoUs of the two classes together, had those no other
+    fault: pixels / union, added up over both.
+    """
+
+    label: int
+    predicted: int
+    share: float
+    cost: float
+
+
+def worst_confusions(confusion: npt.NDArray[np.int64], count: int) -> list[Confused]:
+    """The pairs of classes whose confusion costs the most IoU, at most `count`, the worst first.
+
+    Ranked by cost, so that a small class taken for background (few of the pixels of either's union) and background
+    taken for it weigh alike.
+    """
+    counts = confusion.astype(np.float64)
+    labelled, diagonal = counts.sum(axis=1), np.diag(counts)
+    union = labelled + counts.sum(axis=0) - diagonal
+    share = np.nan_to_num(_divide(counts, labelled[:, None]))
+    cost = np.nan_to_num(_divide(counts, union[:, None])) + np.nan_to_num(_divide(counts, union[None]))
+    np.fill_diagonal(cost, 0)
+    order = np.argsort(-cost, axis=None, kind="stable")[:count]
+    pairs = zip(*np.unravel_index(order, cost.shape), strict=True)
+    return [
+        Confused(int(a), int(b), float(share[a, b]), float(cost[a, b])) for a, b in pairs if cost[a, b] > 0
+    ]
+
+
+def _divide(counts: FloatArray, total: FloatArray) -> FloatArray:
+    """counts / total, nan where the total is 0."""
+    quotient = np.full(np.broadcast_shapes(counts.shape, total.shape), np.nan)
+    np.divide(counts, total, out=quotient, where=np.broadcast_to(total > 0, quotient.shape))
+    return quotient
 
 
 def class_groups(convention: str, num_old: int, num_base: int, num_classes: int) -> dict[str, range]:

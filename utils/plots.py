@@ -26,7 +26,7 @@ _STYLE: Any = {
     "text.parse_math": False,  # a class name may hold a dollar sign
 }
 # Okabe and Ito's colours, safe for colour-blind readers; markers and dashes tell the lines apart in print.
-_LINES = {
+GROUP_LINES = {
     "miou_all": ("all", "#000000", "o", "-"),
     "miou_base": ("base", "#0072B2", "s", "--"),
     "miou_incremental": ("incremental", "#D55E00", "^", "--"),
@@ -54,7 +54,7 @@ def draw_miou_over_steps(results: Mapping[str, Any]) -> bytes:
     figure = Figure(figsize=(_width_over_steps(results) + 1.2, 3.3), layout="constrained")
     axes = figure.add_subplot()
     highest = 0.0
-    for rank, (key, (label, colour, marker, dashes)) in enumerate(_LINES.items()):
+    for rank, (key, (label, colour, marker, dashes)) in enumerate(GROUP_LINES.items()):
         points = [(step["step"], 100 * step[key]) for step in steps if step[key] is not None]
         if not points:
             continue
@@ -84,7 +84,7 @@ def draw_miou_over_steps(results: Mapping[str, Any]) -> bytes:
 def draw_per_class_iou(results: Mapping[str, Any]) -> bytes:
     """Heat map of IoU in percent, classes in learning order by steps; many classes fill several panels."""
     steps, names = results["steps"], results["class_names"]
-    iou = _iou_matrix(results)
+    iou = iou_matrix(results)
     annotated = len(steps) <= _MAX_ANNOTATED_STEPS
     num_panels, rows = _panels(len(names))
     cells_inches = max(1.8, 0.4 * len(steps)) if annotated else 6.4
@@ -129,7 +129,7 @@ def draw_forgetting(results: Mapping[str, Any]) -> bytes:
         )
     num_old = len(steps[-2]["per_class_iou"])
     names = results["class_names"][1:num_old]
-    lost = 100 * forgetting_per_class(list(_iou_matrix(results).T))[1:num_old]
+    lost = 100 * forgetting_per_class(list(iou_matrix(results).T))[1:num_old]
     num_panels, rows = _panels(len(lost))
     heights = [1.9, max(1.0, _ROW_INCHES * rows)]
     width = max(3.2 * num_panels, _width_over_steps(results))
@@ -202,7 +202,7 @@ def _mark_cells(
             axes.axhline(border - 0.5, color="#FFFFFF", linewidth=1.5)
 
 
-def _iou_matrix(results: Mapping[str, Any]) -> FloatArray:
+def iou_matrix(results: Mapping[str, Any]) -> FloatArray:
     """IoU (classes of the task, steps); nan where a class was not learned yet or has no IoU."""
     values = [
         [step["per_class_iou"].get(name) for step in results["steps"]] for name in results["class_names"]

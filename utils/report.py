@@ -137,6 +137,21 @@ def write_results(run_dir: Path, results: Mapping[str, Any]) -> None:
     write_atomic(run_dir / "plots" / "forgetting.png", draw_forgetting(results))
 
 
+def write_task(
+    run_dir: Path,
+    name: str,
+    steps: Sequence[Sequence[str]],
+    colours: Mapping[str, tuple[int, int, int]],
+) -> None:
+    """Write task.json: the classes of every step, those to come included, and the colour of each class."""
+    task = {
+        "task": name,
+        "steps": [list(names) for names in steps],
+        "colours": {name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in colours.items()},
+    }
+    write_atomic(run_dir / "task.json", json.dumps(task, indent=2, ensure_ascii=False) + "\n")
+
+
 def format_table(results: Mapping[str, Any]) -> str:
     """The plain-text table for the console: one line a step, in percent, and the mean of `all` over the steps."""
     rows = [["step", "new classes", *SCORES.values()]]
@@ -181,11 +196,11 @@ def load_confusion(run_dir: Path, step_index: int) -> npt.NDArray[np.int64]:
         raise FileNotFoundError(
             f"{path}: the confusion matrix of step {step_index} is missing; evaluate that step's checkpoint again"
         )
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))[1:]
     try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))[1:]
         confusion = np.array([[int(count) for count in row[1:]] for row in rows], dtype=np.int64)
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{path}: expected whole numbers in rows of one length ({error})") from error
     if confusion.shape != (len(rows), len(rows)):
         raise ValueError(f"{path}: expected as many rows as columns, found shape {confusion.shape}")

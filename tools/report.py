@@ -1,0 +1,41 @@
+"""Make report.html of runs anew, from what their folders hold.
+
+Training writes it after every step; this is for runs of older versions and those whose report was not written.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.arguments import new_parser
+from utils.errors import RunError
+
+EXAMPLES = """
+python -m tools.report runs/demo
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = new_parser("python -m tools.report", __doc__, EXAMPLES)
+    what = parser.add_argument_group("input")
+    what.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, such as runs/demo")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    from utils.html_report import write_html_report  # plotly: not for --help
+
+    try:
+        for run_dir in args.runs:
+            print(write_html_report(run_dir))
+    except (RunError, ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

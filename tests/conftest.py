@@ -1,5 +1,10 @@
 """What tests of several modules share."""
 
+import os
+
+# Before PyTorch: tests run side by side, and threads that wait for a busy core spin.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from pathlib import Path
 
 import pytest

@@ -279,7 +279,7 @@ def test_a_launcher_that_restarts_a_dead_rank_continues_from_the_last_save(
     process = subprocess.Popen(
         [*launcher, *command(tmp_path, "restarted")],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0.01"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
@@ -415,7 +415,7 @@ def test_a_full_disk_is_told_with_path_and_bytes_and_the_older_file_stays(tmp_pa
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # no file may grow beyond it
     try:
-        with pytest.raises(SaveError, match=r"step_0\.pth: cannot be written .* needs about 4,000,000 bytes"):
+        with pytest.raises(SaveError, match=r"step_0\.pth: cannot be written .* needs about 4.0 MB"):
             save(path, {"model": torch.zeros(1_000_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -466,7 +466,7 @@ def test_results_that_cannot_be_written_leave_the_older_ones(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        SaveError, match=r"results\.json: cannot be written \(No space left on device\).* 3 bytes"
+        SaveError, match=r"results\.json: cannot be written \(No space left on device\).* 3 B,"
     ):
         write_atomic(path, "new")
     assert path.read_text() == "old"

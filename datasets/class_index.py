@@ -152,10 +152,12 @@ def _read_mask(job: MaskJob) -> list[int] | str:
             pixels = np.asarray(mask)
     except UNDECODABLE as error:
         return describe_undecodable(path, "a mask", error)
-    if pixels.ndim == 2:
-        pixels = np.array(_distinct_ids(pixels), np.uint8)  # few numbers are looked up faster than all pixels
     try:
-        ids = _distinct_ids(job.coding.decode(path, pixels))
+        if pixels.ndim == 2:  # few numbers are decoded faster than all pixels
+            numbers = np.array(_distinct_ids(pixels), np.uint8)
+            ids = sorted({*job.coding.decode(path, numbers).tolist()} - {IGNORE_INDEX})
+        else:
+            ids = _distinct_ids(job.coding.decode(path, pixels))
     except DataError as error:
         return str(error)
     try:

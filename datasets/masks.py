@@ -53,10 +53,11 @@ class MaskCoding:
         return self._decode_colours(path, pixels) if pixels.ndim == 3 else self._decode_numbers(path, pixels)
 
     def _decode_numbers(self, path: Path | str, numbers: UInt8Array) -> UInt8Array:
-        is_unknown = (numbers >= len(self.ids)) & (numbers != IGNORE_INDEX)
-        if is_unknown.any():
+        # One more, and 255 wraps to 0: what is allowed lies up to the number of ids.
+        if (numbers + np.uint8(1)).max(initial=0) > len(self.ids):
+            unknown = np.unique(numbers[(numbers >= len(self.ids)) & (numbers != IGNORE_INDEX)]).tolist()
             raise DataError(
-                f"{path}: found ids {np.unique(numbers[is_unknown]).tolist()}; allowed are 0 to {len(self.ids) - 1}, "
+                f"{path}: found ids {unknown}; allowed are 0 to {len(self.ids) - 1}, "
                 f"and {IGNORE_INDEX} (ignored); correct the mask or the list of classes"
             )
         if self.ids == tuple(range(len(self.ids))):

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from datasets import SegmentationDataset
-from datasets.files import DataError, UInt8Array, make_palette
+from datasets.files import make_palette
+from datasets.masks import DataError, UInt8Array
 from datasets.shapes import CLASSES, ShapesDataset
 from datasets.tasks import build_task
 from tests.fixtures import stripes

@@ -27,7 +27,7 @@ from datasets.transforms import resize_short_side
 from datasets.unreadable import explain
 from models import ModelInfo, load_model
 from trainer.predict import predict_all
-from utils.arguments import add_checkpoint, add_device, new_parser
+from utils.arguments import add_checkpoint, add_device, finish, new_parser
 from utils.config import Config, make_config
 from utils.console import progress_bar
 from utils.distributed import find_worker
@@ -238,13 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 0, or 2 where an image could not be read."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    try:
-        problems = run(args)
-    except (ValueError, OSError, ImportError) as error:
-        parser.exit(2, f"error: {error}\n")
-    if problems:
-        parser.exit(2, "\n".join([f"error: {len(problems)} images could not be read:", *problems]) + "\n")
-    return 0
+    return finish(parser, lambda: run(args), "could not be read")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from datasets.unreadable import explain
 from tools.prepare_coco import read_coco
 from tools.prepare_labelme import read_labelme
 from tools.prepare_samples import Annotations, Sample, image_size, load_json, read_cityscapes
-from utils.arguments import new_parser
+from utils.arguments import finish, new_parser
 from utils.files import open_atomic, write_atomic
 
 EXAMPLES = """
@@ -313,13 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 0, or 2 where an image could not be prepared."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    try:
-        problems = run(args)
-    except (ValueError, OSError, ImportError) as error:
-        parser.exit(2, f"error: {error}\n")
-    if problems:
-        parser.exit(2, "\n".join([f"error: {len(problems)} images could not be prepared:", *problems]) + "\n")
-    return 0
+    return finish(parser, lambda: run(args), "could not be prepared")
 
 
 if __name__ == "__main__":

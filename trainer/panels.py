@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import SegmentationDataset
-from datasets.files import Colour, DataError, UInt8Array
 from datasets.incremental import ValidationDataset, evaluation_table
+from datasets.masks import Colour, DataError, UInt8Array
 from datasets.tasks import IGNORE_INDEX, Step, Task
 from datasets.transforms import EvaluateTransform
 from models import SegmentationModel

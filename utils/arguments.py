@@ -1,6 +1,7 @@
 """What the command lines have in common; imports nothing heavy, so that --help is there at once."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -51,3 +52,17 @@ def add_device(group: argparse._ArgumentGroup, default: str = "auto") -> None:
 def add_checkpoint(group: argparse._ArgumentGroup) -> None:
     """Add the positional CHECKPOINT."""
     group.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="RUN/checkpoints/step_N.pth")
+
+
+def finish(parser: argparse.ArgumentParser, run: Callable[[], list[str]], left_out: str) -> int:
+    """Run a program over many images and return 0; with an error, or images left out, it exits with 2.
+
+    run: returns a line for every image left out. left_out: what is said of them, such as 'could not be read'.
+    """
+    try:
+        problems = run()
+    except (ValueError, OSError, ImportError) as error:
+        parser.exit(2, f"error: {error}\n")
+    if problems:
+        parser.exit(2, "\n".join([f"error: {len(problems)} images {left_out}:", *problems]) + "\n")
+    return 0

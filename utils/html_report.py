@@ -17,7 +17,8 @@ import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 from plotly.offline import get_plotlyjs
 
-from datasets.files import UInt8Array, make_palette
+from datasets.files import make_palette
+from datasets.masks import UInt8Array
 from utils.files import write_atomic
 from utils.html_figures import draw_classes, draw_curves, draw_flow, draw_miou
 from utils.logging import read_metrics

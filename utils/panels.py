@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datasets.files import Colour, DataError, UInt8Array, read_mask
+from datasets.masks import Colour, DataError, UInt8Array, read_mask
 from utils.files import write_atomic
 
 IGNORED_COLOUR = (224, 224, 192)

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from timm.layers.conv2d_same import conv2d_same
+from timm.layers.padding import get_same_padding
 from torch import Tensor
 
 from models import load_model
@@ -76,6 +80,37 @@ def test_pt2_of_dynamic_size_takes_images_and_batches_of_any_size(
         images = draw(*shape)
         torch.testing.assert_close(exported(images), model(images).logits)
     assert json.loads(json.loads(extra["metadata.json"])["size"]) == "dynamic"
+
+
+@torch.no_grad()
+def test_a_backbone_with_tensorflows_padding_takes_images_of_any_size(tmp_path: Path) -> None:
+    fields = ["model.backbone=tf_efficientnet_lite0", "model.output_stride=16"]
+    config = load_config(write_tiny_config(tmp_path), fields)
+    described = {"step": 0, "num_classes": [3], "class_names": CLASSES[:3], "palette": [[0, 0, 0]] * 3}
+    checkpoint, path = tmp_path / "step_0.pth", tmp_path / "m.pt2"
+    save_checkpoint(checkpoint, new_model(config, [3]), **described, config=config.model_dump(mode="json"))
+    assert main([str(checkpoint), "--format", "pt2", "--size", "dynamic", "--output", str(path)]) == 0
+    model, _ = load_model(checkpoint)
+    exported = torch.export.load(path).module()
+    for shape in ((1, 3, 32, 48), (2, 3, 51, 90)):
+        images = draw(*shape)
+        torch.testing.assert_close(exported(images), model(images).logits)
+
+
+sides, small = st.integers(1, 40), st.integers(1, 4)
+
+
+@given(sides=st.tuples(sides, sides), kernel=st.tuples(small, small), stride=small, dilation=small)
+def test_tensorflows_padding_is_timms(
+    sides: tuple[int, int], kernel: tuple[int, int], stride: int, dilation: int
+) -> None:
+    for side, size in zip(sides, kernel, strict=True):
+        expected = get_same_padding(side, size, stride, dilation)
+        assert export.same_padding(side, size, stride, dilation) == expected
+    x, weight = draw(2, 4, *sides), draw(6, 2, *kernel)
+    arguments = ((stride, stride), (0, 0), (dilation, dilation), 2)
+    ours = export.convolve_same(x, weight, None, *arguments)
+    assert torch.equal(ours, conv2d_same(x, weight, None, *arguments))
 
 
 def run_onnx(path: Path, images: Tensor) -> tuple[list[list[str | int]], dict[str, str], Tensor]:

@@ -9,14 +9,15 @@ Exit code 2: an error to mend, and no file.
 import argparse
 import json
 import logging
-import math
-import operator
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import timm.layers.padding
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,6 +36,10 @@ python -m tools.export runs/demo/checkpoints/step_2.pth --format pt2 --size dyna
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript.pt", "pt2": ".pt2"}
 TOLERANCE = 1e-3
 """Largest difference of two logits, as a share of the largest logit: kernels of other libraries round differently."""
+
+CONV2D_SAME = import_module("timm.layers.conv2d_same")
+"""The module: as an attribute of timm.layers, the name is the function's."""
+_conv2d_same = CONV2D_SAME.conv2d_same
 
 Run = Callable[[Tensor], Tensor]
 Size = tuple[int, int] | None
@@ -63,25 +68,31 @@ def export_program(module: nn.Module, size: Size, side: int) -> torch.export.Exp
     """Trace the model for batches of any size, of images of one size or, where `size` is None, of any above a patch."""
     free = (0, 2, 3) if size is None else (0,)
     shapes = {"images": dict.fromkeys(free, torch.export.Dim.DYNAMIC)}
-    program = torch.export.export(module, (example_images(size, side),), dynamic_shapes=shapes)
-    replace_ceil(program.graph)
-    return program
+    with (
+        patch.object(timm.layers.padding, "get_same_padding", same_padding),
+        patch.object(CONV2D_SAME, "conv2d_same", convolve_same),
+    ):
+        return torch.export.export(module, (example_images(size, side),), dynamic_shapes=shapes)
 
 
-def replace_ceil(graph: torch.fx.Graph) -> None:
-    """Write ceil(a / b) of sizes in whole numbers: timm's 'same' padding asks for it, and torch cannot store it."""
-    for node in list(graph.find_nodes(op="call_function", target=math.ceil)):
-        quotient: Any = node.args[0]
-        assert quotient.target is operator.truediv
-        side, divisor = quotient.args
-        with graph.inserting_before(node):
-            above = graph.call_function(operator.add, (side, divisor - 1))
-            whole = graph.call_function(operator.floordiv, (above, divisor))
-        above.meta["val"] = side.meta["val"] + divisor - 1
-        whole.meta["val"] = above.meta["val"] // divisor
-        node.replace_all_uses_with(whole)
-        graph.erase_node(node)
-    graph.eliminate_dead_code()
+def same_padding(side: int, kernel_size: int, stride: int, dilation: int) -> int:
+    """Return what TensorFlow's 'same' padding adds to a side, by a remainder.
+
+    timm's own form takes the ceiling of a quotient, which torch cannot store where sides are symbols.
+    """
+    return max((kernel_size - 1) * dilation + 1 - stride + -side % stride, 0)
+
+
+def convolve_same(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], *arguments: Any
+) -> Tensor:
+    """Convolve (B,C,H,W) as timm's `tf_` backbones do, and say outright that a side becomes ceil(side / stride).
+
+    Where sides are symbols, every such layer makes them longer otherwise, until torch takes minutes over them.
+    """
+    y = _conv2d_same(x, weight, bias, stride, *arguments)
+    height, width = ((side + step - 1) // step for side, step in zip(x.shape[2:], stride, strict=True))
+    return y.narrow(2, 0, height).narrow(3, 0, width)
 
 
 def export_onnx(module: nn.Module, path: Path, size: Size, side: int, metadata: dict[str, str]) -> Run:

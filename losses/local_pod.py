@@ -26,12 +26,23 @@ def pool_strips(features: Tensor, scales: tuple[int, ...] = SCALES) -> Tensor:
 
 
 def local_pod(features: Tensor, old_features: Tensor) -> tuple[Tensor, int]:
-    """Return the sum over images of the distance between pooled strips, and the number of images.
+    """Return the sum over images of the distance between pooled strips of squared values, and the number of images.
 
-    Ours: the Euclidean distance itself, not its square, so that a term's gradient does not grow with the drift; maps
-    are compared as they are (not squared, not normalised).
+    Ours: the Euclidean distance itself, not its square, so that a term's gradient does not grow with the drift, and
+    not of normalised strips.
     features, old_features: (B,C,h,w); no gradient reaches old_features.
     """
     # Pooling is linear: one of the difference is the difference of two.
-    difference = pool_strips(at_least_float32(features) - at_least_float32(old_features.detach()))
+    new, old = at_least_float32(features), at_least_float32(old_features.detach())
+    difference = pool_strips(new.square() - old.square())
     return torch.linalg.vector_norm(difference, dim=1).sum(), len(features)
+
+
+def join_new_to_background(logits: Tensor, num_old: int) -> Tensor:
+    """Return (B,K_old,h,w), the logits of new classes added to that of background, which hid them before the step.
+
+    So the logits of both models, whose distance keeps the old classes' rows of the classifier, can be compared.
+    logits: (B,K,h,w).
+    """
+    background = logits[:, :1] + logits[:, num_old:].sum(dim=1, keepdim=True)
+    return torch.cat([background, logits[:, 1:num_old]], dim=1)

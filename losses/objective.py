@@ -14,7 +14,7 @@ from losses.binary_distillation import binary_distillation
 from losses.decomposed_distillation import decomposed_distillation
 from losses.entropy_pseudo_label import adaptive_factor
 from losses.feature_distillation import embedding_distillation, feature_distillation, reliability
-from losses.local_pod import local_pod
+from losses.local_pod import join_new_to_background, local_pod
 from losses.logit_distillation import logit_distillation
 from losses.orthogonal import OrthogonalLoss
 from losses.output_distillation import background_heirs
@@ -67,8 +67,8 @@ class Objective:
     sigmoid a class, of all classes or of the new ones. pseudo_label: (labels, old logits) -> labels, fills the
     background of the labels for the cross-entropy; pseudo_label_weight: weight of its pixels there; adaptive_factor:
     PLOP's factor of every image, with the mean then over all pixels, as the paper has it. local_pod_weights: of the
-    backbone's stages and of the features, both scaled by √(K / K_new). auxiliary_weight: for models that have an
-    auxiliary classifier. The other weights are the factors of their terms; a kind says what of.
+    backbone's stages, the features and the logits, all scaled by √(K / K_new). auxiliary_weight: for models that have
+    an auxiliary classifier. The other weights are the factors of their terms; a kind says what of.
     Without arguments: a base step's cross-entropy.
     """
 
@@ -83,7 +83,7 @@ class Objective:
     adaptive_factor: bool = False
     feature_distillation_kind: Literal["adaptive", "plain"] = "adaptive"
     output_distillation_kind: Literal["label_guided", "plain", "unbiased", "binary"] = "label_guided"
-    local_pod_weights: tuple[float, float] | None = None
+    local_pod_weights: tuple[float, float, float] | None = None
     decomposed_distillation_weight: float | None = None
     auxiliary_weight: float | None = None
 
@@ -232,11 +232,13 @@ class Objective:
         return unbiased_cross_entropy(logits, labels, num_old, self.ignore_index, weights)[0]
 
     def _local_pod(self, output: Output, old: Output) -> Tensor:
-        """Return the sum over images of the mean over maps (stages, then features) of their weighted distances."""
+        """Return the sum over images of the mean over maps (stages, features, logits) of their weighted distances."""
         assert self.local_pod_weights is not None
         assert output.stages
-        stage_weight, features_weight = self.local_pod_weights
+        stage_weight, features_weight, logits_weight = self.local_pod_weights
         pairs = zip(output.stages, old.stages, strict=True)
         total = stage_weight * torch.stack([local_pod(new, kept)[0] for new, kept in pairs]).sum()
         total = total + features_weight * local_pod(output.features, old.features)[0]
-        return total / (len(output.stages) + 1)
+        joined = join_new_to_background(output.grid_logits, old.grid_logits.shape[1])
+        total = total + logits_weight * local_pod(joined, old.grid_logits)[0]
+        return total / (len(output.stages) + 2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from losses.local_pod import local_pod, pool_strips
+from losses.local_pod import join_new_to_background, local_pod, pool_strips
 
 
 def strips_region_by_region(features: Tensor, scale: int) -> Tensor:
@@ -28,9 +28,9 @@ def test_a_scale_holds_the_rows_and_columns_of_all_its_regions(scale: int) -> No
 
 
 def test_the_distance_of_an_image_by_hand() -> None:
-    # One channel, 1 x 2: at scale 1 a row of mean 2 and columns 1 and 3; at scale 2, both, twice: 4 + 1 + 9 + ...
-    features = torch.tensor([[[[1.0, 3.0]]]])
-    row, columns = 2.0**2, 1.0**2 + 3.0**2
+    # One channel, 1 x 2, squares 1 and 9: at scale 1 a row of mean 5 and columns 1 and 9; at scale 2, both, twice ...
+    features = torch.tensor([[[[1.0, -3.0]]]])
+    row, columns = 5.0**2, 1.0**2 + 9.0**2
     of_two = columns + 2 * columns  # the row is cut in two; the columns are in two rows of regions
     of_four = 2 * columns + 4 * columns  # adaptive pooling repeats what it cannot cut
     total, count = local_pod(features, torch.zeros_like(features))
@@ -53,7 +53,15 @@ def test_distances_of_images_add_up_and_equal_maps_have_none_and_a_finite_gradie
 
 
 def test_half_precision_is_summed_in_single() -> None:
-    features = torch.full((1, 64, 8, 8), 300.0, dtype=torch.float16)
+    features = torch.full((1, 4, 8, 8), 256.0, dtype=torch.float16)
     total, _ = local_pod(features, torch.zeros_like(features))
     assert total.dtype == torch.float32
-    assert float(total) == pytest.approx(300 * math.sqrt(64 * 2 * 8 * 7))
+    assert float(total) == pytest.approx(256**2 * math.sqrt(4 * 2 * 8 * 7)), (
+        "the squares alone are too large for 16"
+    )
+
+
+def test_new_classes_join_the_background_that_hid_them() -> None:
+    logits = torch.tensor([1.0, 2.0, 3.0, 10.0, 20.0]).view(1, 5, 1, 1)
+    assert join_new_to_background(logits, 3).flatten().tolist() == [31.0, 2.0, 3.0]
+    assert join_new_to_background(logits[:, :3], 3).flatten().tolist() == [1.0, 2.0, 3.0], "no new class"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from losses.local_pod import join_new_to_background, local_pod
 from models import SegmentationModel, load_model
 from tests.cli import write_tiny_config
 from tests.test_gradients import STEP, assert_equal_iterations, make_batch, make_models, one_iteration
@@ -80,6 +81,29 @@ def test_the_factors_of_plop_differ_between_the_images_of_that_batch(tmp_path: P
     assert factors is not None
     assert factors.unique().numel() > 2
     assert [stage.shape[2] for stage in old.stages] == [8, 4, 4, 4]
+
+
+def test_local_pod_is_the_mean_over_stages_features_and_logits_each_with_its_weight(tmp_path: Path) -> None:
+    images, labels = make_batch()
+    for changed, expected_maps in (("weight", 4), ("features_weight", 1), ("logits_weight", 1)):
+        weights = {"weight": 0.0, "features_weight": 0.0, "logits_weight": 0.0, changed: 3.0}
+        fields = [f"loss.local_pod.{name}={weight}" for name, weight in weights.items()]
+        config = make_gradient_config(tmp_path, "deeplabv3", "method=plop", *fields)
+        model, old_model = make_models(config)
+        output, old = (network(images, with_stages=True) for network in (model, old_model))
+        objective = build_objective(config, STEP)
+        targets = objective.prepare(labels, old)
+        term = objective(output, old, labels, targets, targets.counts)["local_pod"]
+        joined = join_new_to_background(output.grid_logits, STEP.num_old)
+        pairs = {
+            "weight": zip(output.stages, old.stages, strict=True),
+            "features_weight": [(output.features, old.features)],
+            "logits_weight": [(joined, old.grid_logits)],
+        }
+        distances = [local_pod(new, kept)[0] / len(images) for new, kept in pairs[changed]]
+        assert len(distances) == expected_maps
+        scale = math.sqrt((STEP.num_old + STEP.num_new) / STEP.num_new)
+        torch.testing.assert_close(term, 3.0 * scale * torch.stack(distances).sum() / 6)
 
 
 def test_mib_starts_new_classes_with_an_equal_share_of_the_backgrounds_probability(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def build_objective(config: Config, step: Step, thresholds: Tensor | None = None
     thresholds: (K_old,) of pseudo-labels by entropy, as `trainer.thresholds` measures them; the least
     allowed where not given.
     """
-    loss = config.loss
+    loss, pod = config.loss, config.loss.local_pod
     auxiliary_weight = loss.auxiliary_weight if config.model.auxiliary_classifier else None
     if step.index == 0:
         is_binary = loss.cross_entropy in BINARY
@@ -55,9 +55,7 @@ def build_objective(config: Config, step: Step, thresholds: Tensor | None = None
         else None,
         output_distillation_kind=loss.output_distillation.kind,
         orthogonal_weight=loss.orthogonal.weight if loss.orthogonal.enabled else None,
-        local_pod_weights=(loss.local_pod.weight, loss.local_pod.features_weight)
-        if loss.local_pod.enabled
-        else None,
+        local_pod_weights=(pod.weight, pod.features_weight, pod.logits_weight) if pod.enabled else None,
         decomposed_distillation_weight=loss.decomposed_distillation.weight
         if loss.decomposed_distillation.enabled
         else None,

@@ -258,9 +258,11 @@ class LocalPodConfig(Section):
     enabled: bool = False
     """Whether the term takes part in incremental steps; needs model.name deeplabv3."""
     weight: float = Field(0.01, ge=0)
-    """Factor of the backbone's stages; both are scaled by √(classes / new classes)."""
-    features_weight: float = Field(0.0005, ge=0)
+    """Factor of the backbone's stages; all three are scaled by √(classes / new classes)."""
+    features_weight: float = Field(0.01, ge=0)
     """Factor of the features before the classifier."""
+    logits_weight: float = Field(0.0005, ge=0)
+    """Factor of the logits on the feature grid."""
 
 
 class LossConfig(Section):
@@ -276,7 +278,7 @@ class LossConfig(Section):
     orthogonal: TermConfig = TermConfig()
     """Orthogonal loss on the class tokens."""
     local_pod: LocalPodConfig = LocalPodConfig()
-    """Local POD over the backbone's stages and the features (PLOP)."""
+    """Local POD over the backbone's stages, the features and the logits (PLOP)."""
     decomposed_distillation: TermConfig = TermConfig()
     """Distillation of what speaks for and against each old class (DKD); needs model.name deeplabv3."""
     auxiliary_weight: float = Field(1.0, ge=0)

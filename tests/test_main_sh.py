@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -168,6 +169,36 @@ def test_methods_and_seeds_share_base_steps_sigmoids_one_that_trained_the_auxili
         read_environment(variables), variables | {"EXTRA": "--set init_from=runs/a/checkpoints/step_0.pth"}
     )
     assert set(given.values()) == {"a"}
+
+
+def test_a_sweep_that_grows_leaves_what_is_there_as_it_is_and_starts_the_new_runs_from_its_base_step(
+    tmp_path: Path,
+) -> None:
+    def bases(methods: str, seeds: str) -> dict[str, str | None]:
+        variables = {
+            "VOC_TASKS": "15-1",
+            "ADE_TASKS": "",
+            "SETTINGS": "overlap",
+            "METHODS": methods,
+            "SEEDS": seeds,
+        }
+        variables["EXTRA"] = f"--set output_dir={tmp_path}"
+        runs = expand(read_environment(variables), variables)
+        for run in runs:  # as if they had been started
+            run.config.run_dir.mkdir(exist_ok=True)
+            text = json.dumps(run.config.model_dump(mode="json"))
+            (run.config.run_dir / "config.yaml").write_text(text)
+        base_steps = {run.config.log: run.config.init_from for run in runs}
+        start = "voc_15-1_overlap_"
+        return {name.removeprefix(start): base and base.parts[-3] for name, base in base_steps.items()}
+
+    mine, other = "voc_15-1_overlap_finetune_seed1", "voc_15-1_overlap_ssul_seed0"
+    assert bases("finetune", "1") == {"finetune_seed1": None}
+    grown = {"finetune_seed1": None, "mbs_seed0": mine, "mbs_seed1": mine, "finetune_seed0": mine}
+    assert bases("mbs finetune", "0 1") == grown
+    assert bases("ssul", "0") == {"ssul_seed0": None}
+    assert bases("dkd ssul", "0") == {"ssul_seed0": None, "dkd_seed0": other}
+    assert bases("mbs finetune", "0 1") == grown
 
 
 def test_a_failed_run_is_listed_at_the_end_and_ends_the_sweep_if_asked(tmp_path: Path) -> None:

@@ -198,23 +198,41 @@ def share_base_steps(runs: Sequence[Run], by_seed: bool) -> list[Run]:
     """Let runs whose base steps would be the same start from that of one of them, which comes before them.
 
     It is the first, but where some have an auxiliary classifier one of those, so that the base step has trained it.
+    Runs that lie on the disk already keep the base step that they have, and the others take theirs.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(base_step(run.config, by_seed), []).append(run)
     ordered = []
     for members in groups.values():
-        first = max(members, key=lambda run: run.config.model.auxiliary_classifier)
-        base = first.config.run_dir / "checkpoints" / "step_0.pth"
-        ordered.append(first)
-        for run in members:
-            if run is first:
-                continue
-            if run.config.init_from is None:
+        begun = {run.config.log: base for run in members if (base := begun_from(run.config)) is not None}
+        candidates = [run for run in members if run.config.log in begun] or members
+        first = max(candidates, key=lambda run: run.config.model.auxiliary_classifier)
+        shared = begun.get(first.config.log, own_base(first.config))
+        for run in (first, *(run for run in members if run is not first)):
+            base = begun.get(run.config.log, shared)
+            if run.config.init_from is None and base != own_base(run.config):
                 config = run.config.model_copy(update={"init_from": base})
                 run = Run(config, [*run.arguments, *as_arguments([f"init_from={base}"])])
             ordered.append(run)
     return ordered
+
+
+def own_base(config: Config) -> Path:
+    """Return the checkpoint of a run's own base step."""
+    return config.run_dir / "checkpoints" / "step_0.pth"
+
+
+def begun_from(config: Config) -> Path | None:
+    """Return the checkpoint that a run on the disk takes its base step from, its own perhaps; None if it is not there.
+
+    Raises ValueError or OSError naming a config.yaml that cannot be read.
+    """
+    path = config.run_dir / "config.yaml"
+    if not path.is_file():
+        return None
+    base = read_yaml(path).get("init_from")
+    return Path(base) if base else own_base(config)
 
 
 def base_step(config: Config, by_seed: bool) -> str:

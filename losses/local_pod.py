@@ -25,19 +25,17 @@ def pool_strips(features: Tensor, scales: tuple[int, ...] = SCALES) -> Tensor:
     return torch.cat(pooled, dim=1)
 
 
-def local_pod(features: Tensor, old_features: Tensor, normalised: bool = True) -> tuple[Tensor, int]:
+def local_pod(features: Tensor, old_features: Tensor) -> tuple[Tensor, int]:
     """Return the sum over images of the distance between pooled strips of squared values, and the number of images.
 
-    The strips of an image are one vector, of length 1 where `normalised`. The distance is the Euclidean one, not its
-    square, so that a term's gradient does not grow with the drift. Ours, as the paper does not say it: maps of features
-    are normalised, so that a weight suits them all, those of logits are not, as their size is what softmax looks at.
+    Ours: the Euclidean distance itself, not its square, so that a term's gradient does not grow with the drift, and
+    not of normalised strips.
     features, old_features: (B,C,h,w); no gradient reaches old_features.
     """
-    maps = (at_least_float32(features), at_least_float32(old_features.detach()))
-    new, old = (pool_strips(values.square()) for values in maps)
-    if normalised:
-        new, old = F.normalize(new, dim=1), F.normalize(old, dim=1)
-    return torch.linalg.vector_norm(new - old, dim=1).sum(), len(features)
+    # Pooling is linear: one of the difference is the difference of two.
+    new, old = at_least_float32(features), at_least_float32(old_features.detach())
+    difference = pool_strips(new.square() - old.square())
+    return torch.linalg.vector_norm(difference, dim=1).sum(), len(features)
 
 
 def join_new_to_background(logits: Tensor, num_old: int) -> Tensor:

@@ -240,5 +240,5 @@ class Objective:
         total = stage_weight * torch.stack([local_pod(new, kept)[0] for new, kept in pairs]).sum()
         total = total + features_weight * local_pod(output.features, old.features)[0]
         joined = join_new_to_background(output.grid_logits, old.grid_logits.shape[1])
-        total = total + logits_weight * local_pod(joined, old.grid_logits, normalised=False)[0]
+        total = total + logits_weight * local_pod(joined, old.grid_logits)[0]
         return total / (len(output.stages) + 2)

@@ -190,7 +190,9 @@ def test_a_sweep_that_grows_leaves_what_is_there_as_it_is_and_starts_the_new_run
             (run.config.run_dir / "config.yaml").write_text(text)
         base_steps = {run.config.log: run.config.init_from for run in runs}
         start = "voc_15-1_overlap_"
-        return {name.removeprefix(start): base and base.parts[-3] for name, base in base_steps.items()}
+        return {
+            name.removeprefix(start): base.parts[-3] if base else None for name, base in base_steps.items()
+        }
 
     mine, other = "voc_15-1_overlap_finetune_seed1", "voc_15-1_overlap_ssul_seed0"
     assert bases("finetune", "1") == {"finetune_seed1": None}

@@ -30,8 +30,9 @@ class ClassTokens(nn.Module):
     def grow(self, num_new: int, weight_transfer: bool, balanced_bias: bool = False) -> None:
         """Append `num_new` tokens, copies of the background's if `weight_transfer`; their affine is 1 and 0.
 
-        balanced_bias: see `SegmentationModel.grow`; shifts are the biases here, and the norm over classes makes it
-        hold approximately.
+        balanced_bias: see `SegmentationModel.grow`; shifts are the biases here, and the affine of new classes is the
+        background's. New classes and background then have equal shares; the norm over classes, which the new ones
+        enter, lets their sum be the background's share approximately.
         """
         background = self.tokens[0].detach()[:1]
         if weight_transfer:
@@ -43,8 +44,9 @@ class ClassTokens(nn.Module):
         self.shifts.append(nn.Parameter(background.new_zeros(num_new)))
         if balanced_bias:
             with torch.no_grad():
-                for shared in (self.shifts[0][:1], self.shifts[-1]):
-                    shared.sub_(math.log(num_new + 1))
+                self.shifts[0][:1].sub_(math.log(num_new + 1))
+                for affine in (self.scales, self.shifts):
+                    affine[-1].copy_(affine[0][:1].expand(num_new))
 
     def class_tokens(self) -> Tensor:
         """Return (K,D)."""

@@ -230,3 +230,19 @@ def test_the_command_line_tells_everything_at_once_and_exits_with_2(tmp_path: Pa
         "task: class 'ring' is listed twice, in step 0 and in step 1; list every class once",
     ]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "field", "message"),
+    [
+        ("mbs", "loss.pseudo_label.kind=sigmoid", "sigmoid does not go with loss.cross_entropy plain"),
+        ("mbs", "loss.output_distillation.kind=binary", "binary does not go with loss.cross_entropy plain"),
+        ("ssul", "loss.pseudo_label.kind=entropy", "entropy does not go with loss.cross_entropy bce"),
+        ("dkd", "loss.output_distillation.kind=plain", "plain does not go with loss.cross_entropy bce_new"),
+    ],
+)
+def test_terms_over_sigmoids_do_not_mix_with_those_over_a_softmax(
+    method: str, field: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(write_tiny_config(tmp_path), [f"method={method}", field])

@@ -155,11 +155,25 @@ def test_wrong_folders_and_fields_are_named(
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "results.json").write_text('{"steps": 3}')
     (tmp_path / "bad" / "config.yaml").write_text("seed: 0")
-    wrong = [[str(tmp_path / "none")], [str(tmp_path / "bad")], [*runs, "--group-by", "colour"]]
-    for arguments, expected in zip(
-        wrong, ("none: no such folder", "bad/results.json", "colour"), strict=True
-    ):
+    (tmp_path / "empty").mkdir()
+    wrong = {
+        "none: no such folder": [str(tmp_path / "none")],
+        "none of these is the folder of a run": [str(tmp_path / "empty")],
+        "bad/results.json": [str(tmp_path / "bad")],
+        "colour": [*runs, "--group-by", "colour"],
+    }
+    for expected, arguments in wrong.items():
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2
         assert expected in capsys.readouterr().err
+
+
+def test_files_beside_the_runs_are_passed_over_and_fields_may_have_blanks_between(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*runs, "--group-by", "method,task"])
+    expected = capsys.readouterr().out
+    (tmp_path / "notes.txt").write_text("seed 3 ran beside other work")
+    assert main([*runs, str(tmp_path / "notes.txt"), "--group-by", "method, task"]) == 0
+    assert capsys.readouterr().out == expected

@@ -1,9 +1,9 @@
 """Mean ± standard deviation over the seeds of many runs, as a table or a figure.
 
-Runs are folders with config.yaml; others (runs/class_index) are passed over. A run that has not finished its task takes
-no part in a mean and is named below the table, and so is a row whose runs differ in more than the seed. The deviation
-is that of a sample (n − 1). The best mean of a column is bold, among rows that differ in `method` or `variant` only;
-`joint`, the upper bound, does not compete.
+Runs are folders with config.yaml; others (runs/class_index) and files are passed over. A run that has not finished its
+task takes no part in a mean and is named below the table, and so is a row whose runs differ in more than the seed. The
+deviation is that of a sample (n − 1). The best mean of a column is bold, among rows that differ in `method` or `variant`
+only; `joint`, the upper bound, does not compete.
 """
 
 import argparse
@@ -234,12 +234,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    group_by = args.group_by.split(",")
+    group_by = [field.strip() for field in args.group_by.split(",")]
     try:
         for folder in args.runs:
-            if not folder.is_dir():
+            if not folder.exists():
                 raise FileNotFoundError(f"{folder}: no such folder; name folders of runs, such as runs/*")
         runs = [read_run(folder) for folder in args.runs if (folder / "config.yaml").is_file()]
+        if not runs:
+            raise ValueError(
+                "none of these is the folder of a run, which holds config.yaml; name some, such as runs/*"
+            )
         rows = summarize(runs, group_by)
         if args.plot is not None:
             from tools.summary_figure import draw  # matplotlib takes longer to load than a table to print

@@ -150,8 +150,8 @@ def learn(
         plan.memory_ids[step.index],
         training_table(plan.task, step, config.memory.labels),
     )
-    thresholds = None
-    if old_model is not None and config.loss.pseudo_label.kind == "entropy":
+    thresholds, pseudo_label = None, config.loss.pseudo_label
+    if old_model is not None and pseudo_label.enabled and pseudo_label.kind == "entropy":
         thresholds = measure_thresholds(old_model, dataset, config, worker)
     objective = build_objective(config, step, thresholds)
     best = best_weights(plan, step, worker)

@@ -516,6 +516,17 @@ def _contradictions(config: Config) -> list[str]:
         )
     if config.loss.pseudo_label.adaptive_factor and not config.loss.pseudo_label.enabled:
         problems.append("loss.pseudo_label.adaptive_factor: needs loss.pseudo_label.enabled")
+    loss, is_binary = config.loss, config.loss.cross_entropy in BINARY
+    for field, is_on, kind, binary_kind in (
+        ("pseudo_label", loss.pseudo_label.enabled, loss.pseudo_label.kind, "sigmoid"),
+        ("output_distillation", loss.output_distillation.enabled, loss.output_distillation.kind, "binary"),
+    ):
+        if is_on and (kind == binary_kind) != is_binary:
+            allowed = binary_kind if is_binary else f"any but {binary_kind}"
+            problems.append(
+                f"loss.{field}.kind: {kind} does not go with loss.cross_entropy {loss.cross_entropy}, whose scores are "
+                f"{'sigmoids' if is_binary else 'a softmax'}; take {allowed}, or another cross-entropy"
+            )
     if config.class_order is not None and not isinstance(config.task, str):
         problems.append(
             "class_order: goes with a named task such as '15-1'; lists of names in task have their own order"

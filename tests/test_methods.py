@@ -83,6 +83,17 @@ def test_the_factors_of_plop_differ_between_the_images_of_that_batch(tmp_path: P
     assert [stage.shape[2] for stage in old.stages] == [8, 4, 4, 4]
 
 
+def test_only_selective_pseudo_labels_ignore_what_the_old_model_is_unsure_of(tmp_path: Path) -> None:
+    logits = torch.tensor([0.2, 0.5, 0.0]).view(
+        1, 3, 1, 1
+    )  # an old class is likelier than background, none is sure
+    for kind, expected in (("selective", 255), ("plain", 0)):
+        config = make_config(tmp_path, f"loss.pseudo_label.kind={kind}", "loss.pseudo_label.threshold=0.7")
+        pseudo_label = build_objective(config, STEP).pseudo_label
+        assert pseudo_label is not None
+        assert int(pseudo_label(torch.zeros(1, 1, 1, dtype=torch.int64), logits)) == expected
+
+
 def test_local_pod_is_the_mean_over_stages_features_and_logits_each_with_its_weight(tmp_path: Path) -> None:
     images, labels = make_batch()
     for changed, expected_maps in (("weight", 4), ("features_weight", 1), ("logits_weight", 1)):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from losses.entropy_pseudo_label import EntropyPseudoLabel
 from losses.feature_distillation import AdaptiveFeatureDistillation, reliability
 from losses.objective import Objective
 from losses.orthogonal import OrthogonalLoss
@@ -62,6 +63,96 @@ def part_of(output: SegOutput, index: int) -> SegOutput:
     return output._replace(
         logits=output.logits[one], grid_logits=output.grid_logits[one], features=output.features[one]
     )
+
+
+def slow_cross_entropy(kind: str, labels: Tensor) -> Tensor:
+    """Cross-entropy (B,H,W) of every pixel in float64, class by class; 0 where the label is 255."""
+    z = OUTPUT.logits.detach().double()
+    p, s = z.softmax(dim=1), z.sigmoid()
+    result = torch.zeros(labels.shape, dtype=torch.float64)
+    for b, y, x in (labels != 255).nonzero().tolist():
+        label = int(labels[b, y, x])
+        if kind == "plain":
+            result[b, y, x] = -p[b, label, y, x].log()
+        elif kind == "unbiased":
+            share = p[b, :NUM_OLD, y, x].sum() if label == 0 else p[b, label, y, x]
+            result[b, y, x] = -share.log()
+        else:
+            asked = range(NUM_OLD if kind == "bce_new" else 0, NUM_OLD + NUM_NEW)
+            scores = [s[b, c, y, x] if c == label else 1 - s[b, c, y, x] for c in asked]
+            result[b, y, x] = -torch.stack(scores).log().sum()
+    return result
+
+
+def slow_distillation(kind: str) -> Tensor:
+    """Output distillation in float64: over pixels a mean, over the old channels a mean, of sigmoids a sum."""
+    z, old = OUTPUT.logits.detach().double(), OLD.logits.detach().double()
+    if kind == "plain":
+        return -(old.softmax(dim=1) * z[:, :NUM_OLD].log_softmax(dim=1)).mean()
+    if kind == "unbiased":
+        p = z.softmax(dim=1)
+        joined = torch.cat([p[:, :1] + p[:, NUM_OLD:].sum(dim=1, keepdim=True), p[:, 1:NUM_OLD]], dim=1)
+        return -(old.softmax(dim=1) * joined.log()).mean()
+    q, s = old.sigmoid(), z[:, :NUM_OLD].sigmoid()
+    q[:, 0][(LABELS >= NUM_OLD) & (LABELS != 255)] = 0
+    return -(q * s.log() + (1 - q) * (1 - s).log()).sum(dim=1).mean()
+
+
+@pytest.mark.parametrize("kind", ["plain", "unbiased", "bce", "bce_new"])
+def test_every_cross_entropy_is_a_mean_over_labelled_pixels(kind: Any) -> None:
+    expected = slow_cross_entropy(kind, LABELS).sum() / (LABELS != 255).sum()
+    term = terms_of(Objective(cross_entropy=kind, num_new=NUM_NEW))["cross_entropy"]
+    torch.testing.assert_close(term.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("cross_entropy", ["plain", "unbiased"])
+def test_with_plops_factor_images_are_scaled_and_the_mean_is_over_all_pixels(cross_entropy: Any) -> None:
+    pseudo_label = EntropyPseudoLabel(torch.tensor([0.3, 0.5, 0.6]))
+    pseudo_labels = pseudo_label(LABELS, OLD.logits)
+    is_background = LABELS == 0
+    kept = (is_background & (pseudo_labels != 255)).sum(dim=(1, 2)) / is_background.sum(dim=(1, 2))
+    assert 0 < float(kept.min()) < float(kept.max()) < 1
+    expected = (kept.double()[:, None, None] * slow_cross_entropy(cross_entropy, pseudo_labels)).mean()
+    arguments: dict[str, Any] = {"cross_entropy": cross_entropy, "num_new": NUM_NEW}
+    objective = Objective(pseudo_label=pseudo_label, adaptive_factor=True, **arguments)
+    torch.testing.assert_close(terms_of(objective)["cross_entropy"].double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["plain", "unbiased", "binary"])
+def test_every_output_distillation_is_a_mean_times_its_weight(kind: Any) -> None:
+    objective = Objective(output_distillation_weight=7.0, output_distillation_kind=kind)
+    term = terms_of(objective)["output_distillation"]
+    torch.testing.assert_close(term.double(), 7 * slow_distillation(kind), rtol=1e-5, atol=0)
+
+
+def test_plain_feature_distillation_is_the_mean_squared_difference() -> None:
+    objective = Objective(feature_distillation_weight=3.0, feature_distillation_kind="plain")
+    expected = 3 * F.mse_loss(OUTPUT.features, OLD.features)
+    torch.testing.assert_close(terms_of(objective)["feature_distillation"], expected)
+
+
+def test_decomposed_distillation_is_a_mean_over_cells_of_both_scores_of_the_old_classes() -> None:
+    def scores(output: SegOutput) -> list[Tensor]:
+        tokens = output.class_tokens.detach().double()[1:NUM_OLD]
+        products = tokens[None, :, :, None, None] * output.features.detach().double()[:, None]
+        return [products.clamp(min=0).sum(dim=2), products.clamp(max=0).sum(dim=2)]
+
+    expected = sum(
+        F.binary_cross_entropy_with_logits(new, old.sigmoid(), reduction="none").sum(dim=1).mean()
+        for new, old in zip(scores(OUTPUT), scores(OLD), strict=True)
+    )
+    assert isinstance(expected, Tensor)
+    term = terms_of(Objective(decomposed_distillation_weight=5.0))["decomposed_distillation"]
+    torch.testing.assert_close(term.double(), 5 * expected, rtol=1e-5, atol=0)
+
+
+def test_the_auxiliary_term_is_a_mean_over_cells() -> None:
+    scores = torch.linspace(-3, 3, 2 * 16).view(2, 1, 4, 4)
+    objective = Objective(auxiliary_weight=2.0)
+    targets = objective.prepare(LABELS, None)
+    output = OUTPUT._replace(auxiliary_logits=scores)
+    term = objective(output, None, LABELS, targets, targets.counts)["auxiliary"]
+    torch.testing.assert_close(term, -2 * (1 - scores.sigmoid()).log().mean())
 
 
 def test_each_term_is_its_module_times_its_weight() -> None:

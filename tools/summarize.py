@@ -2,8 +2,8 @@
 
 Runs are folders with config.yaml; others (runs/class_index) and files are passed over. A run that has not finished its
 task takes no part in a mean and is named below the table, and so is a row whose runs differ in more than the seed. The
-deviation is that of a sample (n − 1). The best mean of a column is bold, among rows that differ in `method` or `variant`
-only; `joint`, the upper bound, does not compete.
+deviation is that of a sample (n − 1). The best mean of a column is bold, among rows that differ in `method` or
+`variant` only; `joint`, the upper bound, does not compete.
 """
 
 import argparse

@@ -1,4 +1,8 @@
-"""One sigmoid a class, and the pseudo-labels of such a model (SSUL, arXiv 2106.11562)."""
+"""One sigmoid a class, and the pseudo-labels of such a model (SSUL, arXiv 2106.11562).
+
+Ours: what a step trains is the row of the 1x1 classifier of each new class, over features that stay as the base step
+left them; the paper's head of a step has a 3x3 convolution of its own.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +18,7 @@ def binary_cross_entropy(
 
     Every class from `first_class` on is asked whether the pixel shows it: all, background included (SSUL), or the new
     ones alone (DKD, arXiv 2210.05941, multi-label binary cross-entropy). Ours: summed over classes, averaged over
-    labelled pixels.
+    labelled pixels; pixels that show a class weigh as much as those that do not.
 
     logits: (B,K,H,W); labels: (B,H,W) int64; weights: (B,H,W), the pixels' factors, None for 1.
     """

@@ -31,7 +31,8 @@ def entropy_histogram(labels: Tensor, old_logits: Tensor) -> Tensor:
 def median_thresholds(histogram: Tensor, minimum: float) -> Tensor:
     """Return (K_old,) the median entropy of every class (sec. 3.3), `minimum` at least, 1 for a class never seen.
 
-    The median is the upper edge of the bin that holds it.
+    Ours: the median is the upper edge of the bin that holds it; a class that no image of the step was taken for accepts
+    every entropy.
     """
     counts = histogram.cumsum(dim=1)
     half = (counts[:, -1:] + 1) // 2

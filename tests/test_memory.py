@@ -105,6 +105,8 @@ def test_a_run_stores_its_memory_and_trains_on_it_once(tmp_path: Path) -> None:
     own = prepare(tiny(tmp_path, "log=other"), WORKER).image_ids[1]
     assert sorted(trained) == sorted({*own, *stored})
     assert set(own) & set(stored), "an image that is both is there once"
+    said = "memory: 6 of these images, of at most 6, are of earlier steps"
+    assert said in (config.run_dir / "log.txt").read_text()
 
 
 def test_memory_beside_joint_is_refused(tmp_path: Path) -> None:

@@ -128,6 +128,9 @@ def learn(
         return
     image_ids = plan.image_ids[step.index]
     log.info(f"step {step.index}: {', '.join(plan.task.new_class_names(step))}; {len(image_ids)} images")
+    if config.memory.size and step.index > 0:
+        num_kept = len(plan.memory_ids[step.index])
+        log.info(f"memory: {num_kept} of these images, of at most {config.memory.size}, are of earlier steps")
     if worker.is_main:
         lists = {
             "train_images": image_ids,

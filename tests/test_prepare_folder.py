@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -206,6 +207,25 @@ def test_the_split_is_by_id_and_later_images_leave_the_others_where_they_are(tmp
     labelme(tmp_path / "in", tmp_path / "out", "--val-fraction", "0.3", "--link")
     assert len(splits()) == 30
     assert splits() | first == splits()
+
+
+def test_the_one_image_that_was_held_out_stays_so_and_the_share_is_held_out_of_later_ones(
+    tmp_path: Path,
+) -> None:
+    def position(name: str) -> float:
+        return int.from_bytes(hashlib.sha1(f"val/{name}".encode()).digest()[:6], "big") / 256**6
+
+    by_hash = sorted((f"i{i}" for i in range(100)), key=position)
+    assert position(by_hash[1]) < 0.05 < position(by_hash[20])
+    for name in (by_hash[22], by_hash[21]):
+        write_labelme(tmp_path / "in" / f"{name}.json", shape("pear", *SQUARE))
+    labelme(tmp_path / "in", tmp_path / "out", "--val-fraction", "0.05")
+    assert folder.open_split(tmp_path / "out", "val").ids == (by_hash[21],)
+    for name in (by_hash[1], by_hash[20]):
+        write_labelme(tmp_path / "in" / f"{name}.json", shape("pear", *SQUARE))
+    labelme(tmp_path / "in", tmp_path / "out", "--val-fraction", "0.05")
+    assert {*folder.open_split(tmp_path / "out", "val").ids} == {by_hash[21], by_hash[1]}
+    assert {*folder.open_split(tmp_path / "out", "train").ids} == {by_hash[22], by_hash[20]}
 
 
 def test_a_rerun_does_what_is_missing_or_has_changed_and_nothing_else(tmp_path: Path) -> None:

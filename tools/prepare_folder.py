@@ -66,19 +66,25 @@ def read_source(args: argparse.Namespace) -> dict[str, Annotations]:
     return found
 
 
-def split_samples(found: Mapping[str, Annotations], val_fraction: float) -> dict[str, list[Sample]]:
+def split_samples(
+    found: Mapping[str, Annotations], val_fraction: float, output: Path
+) -> dict[str, list[Sample]]:
     """The samples of both splits; where the source has none, those whose hash is below the fraction are held out.
 
-    The hash is the id's: images that are added later leave the others where they are. At least the image of the
-    smallest hash is held out. Raises ValueError where a split is empty, or two images share an id.
+    The hash is the id's. What lies in `output` stays in its split; where that leaves none to hold out, the image of
+    the smallest hash among the others is. Raises ValueError where a split is empty, or two images share an id.
     """
     splits = {split: annotations.samples for split, annotations in found.items()}
     if "val" not in splits:
         samples = splits["train"]
-        limit = max(val_fraction, min(map(_position, samples), default=0.0))
+        kept = {path.stem: split for split in SPLITS for path in output.glob(f"images/{split}/*")}
+        by_hash = {s.image_id: "val" if _position(s) < val_fraction else "train" for s in samples}
+        split_of = {image_id: kept.get(image_id, split) for image_id, split in by_hash.items()}
+        new = [sample for sample in samples if sample.image_id not in kept]
+        if new and "val" not in split_of.values():
+            split_of[min(new, key=_position).image_id] = "val"
         splits = {
-            "train": [sample for sample in samples if _position(sample) > limit],
-            "val": [sample for sample in samples if _position(sample) <= limit],
+            split: [sample for sample in samples if split_of[sample.image_id] == split] for split in SPLITS
         }
     first_of: dict[str, Path] = {}
     for split, samples in splits.items():
@@ -208,7 +214,7 @@ def run(args: argparse.Namespace) -> list[str]:
             f"--output {args.output}: lies in {args.source}, which is searched; choose another place"
         )
     found = read_source(args)
-    splits = split_samples(found, args.val_fraction)
+    splits = split_samples(found, args.val_fraction, args.output)
     classes, left_out = choose_classes(found, args.classes)
     colours = find_colours(found, classes)
     palette = np.array(make_palette(256), np.uint8)

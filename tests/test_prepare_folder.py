@@ -190,6 +190,19 @@ def test_sources_that_are_none_are_told_before_anything_is_written(
 # The split, and what is there already
 
 
+@pytest.mark.parametrize(("train", "val"), [("in", "in/val"), ("in/train", "in")])
+def test_what_lies_below_the_folder_of_the_other_split_or_the_output_is_in_one_split_only(
+    tmp_path: Path, train: str, val: str
+) -> None:
+    for path in (f"{train}/a", f"{train}/deeper/b", f"{val}/v"):
+        write_labelme(tmp_path / f"{path}.json", shape("pear", *SQUARE))
+    output = tmp_path / "in" / "out" if val == "in" else tmp_path / "out"
+    for _ in range(2):  # the second time, prepared.json lies in the output
+        labelme(tmp_path / train, output, "--val", str(tmp_path / val))
+        assert folder.open_split(output, "train").ids == ("a", "deeper_b")
+        assert folder.open_split(output, "val").ids == ("v",)
+
+
 def test_the_split_is_by_id_and_later_images_leave_the_others_where_they_are(tmp_path: Path) -> None:
     def splits() -> dict[str, str]:
         return {path.stem: path.parent.name for path in (tmp_path / "out").glob("masks/*/*.png")}

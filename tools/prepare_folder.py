@@ -59,7 +59,10 @@ def read_source(args: argparse.Namespace) -> dict[str, Annotations]:
     if args.format == "cityscapes":
         return {split: read_cityscapes(args.source, split) for split in SPLITS}
     if args.format == "labelme":
-        return {"train": read_labelme(args.source)} | ({"val": read_labelme(args.val)} if args.val else {})
+        folders = {"train": args.source} | ({"val": args.val} if args.val else {})
+        return {
+            split: read_labelme(folder, [*folders.values(), args.output]) for split, folder in folders.items()
+        }
     found = {"train": read_coco(args.source, args.images, args.masks)}
     if args.val:
         found["val"] = read_coco(args.val, args.val_images or args.images, args.val_masks)
@@ -286,7 +289,9 @@ def make_parser() -> argparse.ArgumentParser:
         "labelme", parents=[common, fraction], help="a folder of Labelme's JSON files"
     )
     labelme.add_argument("source", type=Path, metavar="FOLDER")
-    labelme.add_argument("--val", type=Path, metavar="FOLDER", help="that of the validation images")
+    labelme.add_argument(
+        "--val", type=Path, metavar="FOLDER", help="that of the validation images; it may lie below the other"
+    )
     coco = formats.add_parser("coco", parents=[common, fraction], help="COCO's JSON, instances or panoptic")
     coco.add_argument("source", type=Path, metavar="JSON")
     coco.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="where the images lie")

@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,19 @@ from tools.prepare_samples import (
 )
 
 
-def read_labelme(folder: Path) -> Annotations:
+def read_labelme(folder: Path, left_out: Iterable[Path] = ()) -> Annotations:
     """Labelme: every JSON in `folder` and below is an image's; labels in the order of the alphabet.
 
-    Raises FileNotFoundError where there is none, DataError naming a file that is not Labelme's.
+    Folders below it that are `left_out` belong to something else. Raises FileNotFoundError where there is no JSON,
+    DataError naming a file that is not Labelme's.
     """
-    files = sorted(folder.rglob("*.json"))
+    root = folder.resolve()
+    others = {path for path in map(Path.resolve, left_out) if root in path.parents}
+    files = sorted(
+        file
+        for file in folder.rglob("*.json")
+        if others.isdisjoint((root / file.relative_to(folder)).parents)
+    )
     if not files:
         raise FileNotFoundError(f"{folder}: no JSON file; give the folder into which Labelme has saved")
     samples, labels = [], set()

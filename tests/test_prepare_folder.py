@@ -257,6 +257,30 @@ def test_a_rerun_does_what_is_missing_or_has_changed_and_nothing_else(tmp_path: 
     assert read(output, "c").sum() < read(output, "b").sum() == 12
 
 
+@pytest.mark.parametrize("more", [[], ["--link"]])
+def test_a_source_that_changed_is_noticed_although_it_has_an_older_time(
+    tmp_path: Path, more: list[str]
+) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    for name in "abc":
+        write_labelme(source / f"{name}.json", shape("pear", *SQUARE))
+    labelme(source, output, *more)
+    write_labelme(source / "a.json", shape("pear", *SQUARE[:3]), image="a.png")
+    write_image(source / "b.png", 9)
+    write_labelme(source / "b.json", shape("pear", *SQUARE), image="b.png", imageWidth=9)
+    for name in ("a.json", "b.json", "b.png"):
+        os.utime(source / name, (1, 1))
+    labelme(source, output, *more)
+    assert [int(read(output, name).sum()) for name in "abc"] == [7, 12, 12]
+    assert read(output, "b").shape == (6, 9)
+    # The image alone, while its annotation is newer.
+    Image.new("RGB", (8, 6), (1, 2, 3)).save(source / "c.png")
+    os.utime(source / "c.png", (1, 1))
+    labelme(source, output, *more)
+    (image,) = output.glob("images/*/c.png")
+    assert Image.open(image).getpixel((0, 0)) == (1, 2, 3)
+
+
 def test_what_is_there_already_is_not_touched_unless_the_command_made_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

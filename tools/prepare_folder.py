@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from datasets.class_index import map_in_processes
 from datasets.class_list import IGNORE_NAME, MAX_CLASSES, read_class_list
 from datasets.files import SPLITS, describe_size, make_palette
 from datasets.folder import IMAGE_SUFFIXES
-from datasets.masks import Colour, DataError
+from datasets.masks import UNDECODABLE, Colour, DataError
 from datasets.unreadable import explain
 from tools.prepare_coco import read_coco
 from tools.prepare_labelme import read_labelme
@@ -39,6 +40,8 @@ python -m tools.prepare_folder cityscapes data_root/cityscapes --output streets 
 """
 SETTINGS = "prepared.json"
 """What DIR was made from, and how."""
+STAMP = "made from"
+"""Text in a mask's PNG: bytes and times of the files that it was made from."""
 SOURCES = ("source", "images", "masks", "val", "val_images", "val_masks")
 """Arguments that name it."""
 
@@ -160,10 +163,11 @@ def check_output(output: Path, settings: Mapping[str, Any], jobs: Sequence[Job])
 
 
 def write_sample(job: Job) -> str | None:
-    """Write mask and image unless they are newer than what they are made from; returns what is wrong, in a line."""
+    """Write mask and image unless they are made from the files that are there; returns what is wrong, in a line."""
     sample = job.sample
     try:
-        if _is_done(job):
+        stamp = _stamp(sample)
+        if _is_done(job, stamp):
             return None
         mask = sample.draw(job.ids)
         problem = describe_size(sample.image, image_size(sample.image), sample.sources[-1], mask.shape[::-1])
@@ -178,19 +182,30 @@ def write_sample(job: Job) -> str | None:
                 shutil.copyfileobj(source, target)
         image = Image.fromarray(mask)
         image.putpalette(job.palette)
+        note = PngInfo()
+        note.add_text(STAMP, stamp)
         with open_atomic(job.mask) as file:  # last: where it is, the sample is whole
-            image.save(file, "PNG")
+            image.save(file, "PNG", pnginfo=note)
     except (DataError, OSError) as error:
         return explain(error)
     return None
 
 
-def _is_done(job: Job) -> bool:
+def _stamp(sample: Sample) -> str:
+    """What changes with the files that a sample is made from, whichever way their clocks went."""
+    stats = [path.stat() for path in (sample.image, *sample.sources)]
+    return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
+
+
+def _is_done(job: Job, stamp: str) -> bool:
     """Whether an earlier run has made both files, from what still is there."""
-    if not (job.image.exists() and job.mask.exists() and job.image.is_symlink() == job.link):
+    if not (job.image.exists() and job.image.is_symlink() == job.link):
         return False
-    newest = max(path.stat().st_mtime_ns for path in (job.sample.image, *job.sample.sources))
-    return job.mask.stat().st_mtime_ns >= newest
+    try:
+        with Image.open(job.mask) as mask:
+            return mask.info.get(STAMP) == stamp
+    except UNDECODABLE:
+        return False
 
 
 def write_classes(output: Path, classes: Sequence[str], colours: Sequence[Colour] | None) -> Path:

@@ -410,6 +410,31 @@ def test_what_is_wrong_with_an_instance_is_named(
     assert message in fails(capsys, *arguments, "--output", tmp_path / "out")
 
 
+def test_categories_have_their_colours_as_numbers_or_as_on_the_web(tmp_path: Path) -> None:
+    colours = ["#e1FC2c", [128, 64, 0], "#000001"]
+    categories = [{**category, "color": colour} for category, colour in zip(CATEGORIES, colours, strict=True)]
+    arguments = write_coco(tmp_path / "instances.json", [], categories=categories)
+    assert main([*arguments, "--output", str(tmp_path / "out"), *NO_WORKERS]) == 0
+    palette = folder.open_split(tmp_path / "out", "train").palette
+    assert palette == ((0, 0, 0), (128, 64, 0), (0, 0, 1), (225, 252, 44))
+
+
+@pytest.mark.parametrize(
+    "colour",
+    ["red", "#e1fc2", "#e1fc2c00", [1, 2], [1, 2, 256], [-1, 2, 3], [1, 2, 3.5], [True, 2, 3], 7, {}],
+)
+def test_a_colour_of_a_category_that_is_none_is_refused_by_file_and_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], colour: Any
+) -> None:
+    categories = [CATEGORIES[0], {**CATEGORIES[1], "color": colour}, CATEGORIES[2]]
+    arguments = write_coco(tmp_path / "instances.json", [], categories=categories)
+    told = fails(capsys, *arguments, "--output", tmp_path / "out")
+    assert (
+        f"instances.json: categories: color of 'car': found {colour!r}; allowed are three numbers from 0"
+        in told
+    )
+
+
 def test_without_pycocotools_the_error_says_what_to_install(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

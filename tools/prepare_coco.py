@@ -1,5 +1,6 @@
 """COCO's annotations: one JSON for all images, of instances or of panoptic PNGs."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.masks import DataError, UInt8Array, read_mask
+from datasets.masks import Colour, DataError, UInt8Array, read_mask
 from datasets.tasks import IGNORE_INDEX
 from tools.prepare_samples import RESERVED, Annotations, Ids, Region, Sample, id_of, load_json, make_id, paint
 
@@ -25,7 +26,11 @@ def read_coco(file: Path, image_folder: Path, mask_folder: Path | None) -> Annot
             category["id"]: category["name"]
             for category in sorted(content["categories"], key=lambda c: c["id"])
         }
-        colours = {c["name"]: tuple(c["color"]) for c in content["categories"] if "color" in c}
+        colours = {
+            category["name"]: _read_colour(file, category)
+            for category in content["categories"]
+            if category.get("color") is not None
+        }
         if len(set(names.values())) < len(names):
             raise DataError(f"{file}: two categories share a name; rename one")
         annotations: dict[int, list[Any]] = {entry["id"]: [] for entry in content["images"]}
@@ -52,6 +57,24 @@ def read_coco(file: Path, image_folder: Path, mask_folder: Path | None) -> Annot
             "annotations and categories that refer to each other by id"
         ) from error
     return Annotations(samples, [name for name in names.values() if name not in RESERVED], colours)
+
+
+def _read_colour(file: Path, category: Mapping[str, Any]) -> Colour:
+    """The colour of a category: three numbers, or '#rrggbb'."""
+    found = category["color"]
+    if isinstance(found, str) and re.fullmatch("#[0-9a-fA-F]{6}", found):
+        found = [*bytes.fromhex(found[1:])]
+    if not (
+        isinstance(found, list)
+        and len(found) == 3
+        and all(type(value) is int and 0 <= value <= 255 for value in found)
+    ):
+        raise DataError(
+            f"{file}: categories: color of {category['name']!r}: found {found!r}; allowed are three numbers from 0 to "
+            "255 and '#rrggbb'; correct or remove it"
+        )
+    red, green, blue = found
+    return red, green, blue
 
 
 class Instance(NamedTuple):

@@ -133,6 +133,18 @@ def test_classes_that_are_not_wanted_are_background_and_named(
     np.testing.assert_array_equal(read(tmp_path / "out", "a"), expected)
 
 
+def test_shapes_of_unwanted_labels_need_no_area(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    note = shape("note", (1, 1), kind="point")
+    for name in "ab":
+        write_labelme(tmp_path / "in" / f"{name}.json", note, shape("pear", *SQUARE))
+    labelme(tmp_path / "in", tmp_path / "out", "--classes", "pear")
+    expected = pixels("........", ".1111...", ".1111...", ".1111...", "........", "........")
+    np.testing.assert_array_equal(read(tmp_path / "out", "a"), expected)
+    told = fails(capsys, "labelme", tmp_path / "in", "--output", tmp_path / "all")
+    assert "found a point of 1 points; allowed are polygons" in told
+    assert "or choose the labels with --classes" in told
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -408,6 +420,20 @@ def test_what_is_wrong_with_an_instance_is_named(
 ) -> None:
     arguments = write_coco(tmp_path / "instances.json", [instance(10, category, segmentation)])
     assert message in fails(capsys, *arguments, "--output", tmp_path / "out")
+
+
+def test_boxes_of_unwanted_categories_need_no_outline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    square = [[1, 1, 4, 1, 4, 3, 1, 3]]
+    annotations = [instance(10, 7, square), instance(10, 90, []), instance(10, 90, None, crowd=1)]
+    arguments = write_coco(tmp_path / "instances.json", annotations)
+    few = [*arguments, "--output", str(tmp_path / "few"), "--classes", "sign", "car"]
+    assert main([*few, *NO_WORKERS]) == 0
+    expected = pixels("........", ".222....", ".222....", "........", "........", "........")
+    np.testing.assert_array_equal(read(tmp_path / "few", "part_a"), expected)
+    told = fails(capsys, *arguments, "--output", tmp_path / "all")
+    assert "boxes alone make no mask: mend or remove the annotation, or choose the categories with" in told
 
 
 def test_categories_have_their_colours_as_numbers_or_as_on_the_web(tmp_path: Path) -> None:

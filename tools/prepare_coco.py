@@ -10,7 +10,18 @@ import numpy as np
 
 from datasets.masks import Colour, DataError, UInt8Array, read_mask
 from datasets.tasks import IGNORE_INDEX
-from tools.prepare_samples import RESERVED, Annotations, Ids, Region, Sample, id_of, load_json, make_id, paint
+from tools.prepare_samples import (
+    RESERVED,
+    Annotations,
+    Ids,
+    Region,
+    Sample,
+    draw_regions,
+    id_of,
+    load_json,
+    make_id,
+    paint,
+)
 
 
 def read_coco(file: Path, image_folder: Path, mask_folder: Path | None) -> Annotations:
@@ -104,13 +115,12 @@ def _instances_sample(
 
 def draw_instances(size: tuple[int, int], instances: Sequence[Instance], ids: Ids) -> UInt8Array:
     """The mask (H,W) of COCO's instances; crowds are ignored, below single objects: their outlines are rough."""
-    crowds = [(IGNORE_INDEX, _coco_region(instance, size)) for instance in instances if instance.is_crowd]
-    single = [
-        (id_of(instance.label, ids), _coco_region(instance, size))
-        for instance in instances
-        if not instance.is_crowd
-    ]
-    return paint(size, single, below=crowds)
+    single, crowds = (
+        [(i.label, partial(_coco_region, i, size)) for i in instances if i.is_crowd == is_crowd]
+        for is_crowd in (False, True)
+    )
+    below = [(IGNORE_INDEX, region) for _, region in draw_regions(crowds, ids)]
+    return paint(size, draw_regions(single, ids), below)
 
 
 def _coco_region(instance: Instance, size: tuple[int, int]) -> Region:
@@ -123,7 +133,8 @@ def _coco_region(instance: Instance, size: tuple[int, int]) -> Region:
     else:
         raise DataError(
             f"{instance.where}: its segmentation is neither polygons of at least 3 points nor a run-length encoding of "
-            f"{size[0]}x{size[1]} (height x width); boxes alone make no mask: mend or remove the annotation"
+            f"{size[0]}x{size[1]} (height x width); boxes alone make no mask: mend or remove the annotation, or "
+            "choose the categories with --classes"
         )
     return np.asarray(coco.decode(encoded), dtype=bool)
 

@@ -18,7 +18,7 @@ from tools.prepare_samples import (
     Ids,
     Region,
     Sample,
-    id_of,
+    draw_regions,
     image_size,
     load_json,
     make_id,
@@ -82,11 +82,12 @@ def draw_labelme(file: Path, image: Path, ids: Ids) -> UInt8Array:
             f"{file}: drawn on an image of {stated[0]}x{stated[1]} (width x height), but {image} is {width}x{height}; "
             "restore the image, or annotate it anew"
         )
-    regions = [
-        (id_of(shape["label"], ids), _labelme_region(shape, (height, width), f"{file}: shape {number}"))
+    size = (height, width)
+    shapes = [
+        (shape["label"], partial(_labelme_region, shape, size, f"{file}: shape {number}"))
         for number, shape in enumerate(content["shapes"])
     ]
-    return paint((height, width), regions)
+    return paint(size, draw_regions(shapes, ids))
 
 
 def _labelme_region(shape: Mapping[str, Any], size: tuple[int, int], where: str) -> Region:
@@ -95,7 +96,8 @@ def _labelme_region(shape: Mapping[str, Any], size: tuple[int, int], where: str)
     if least is None or len(corners) < least:
         raise DataError(
             f"{where} ({shape['label']!r}): found a {kind} of {len(corners)} points; allowed are polygons (3 or more), "
-            "rectangles, circles and masks (2): others have no area; redraw or remove it"
+            "rectangles, circles and masks (2): others have no area; redraw or remove it, or choose the labels "
+            "with --classes"
         )
     try:
         points = [(float(x), float(y)) for x, y in corners]

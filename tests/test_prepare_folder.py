@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -311,6 +313,25 @@ def test_what_is_there_already_is_not_touched_unless_the_command_made_it(
     assert f"{stranger}: is none of these images (1 such files)" in fails(
         capsys, "labelme", source, "--output", output
     )
+
+
+def test_a_label_that_is_new_is_refused_with_the_classes_that_let_the_command_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    for name in "ab":
+        write_labelme(source / f"{name}.json", shape("pear", *SQUARE), shape("red kiwi", *SQUARE[:3]))
+    labelme(source, output)
+    write_labelme(source / "c.json", shape("fig", *SQUARE), shape("red kiwi", *SQUARE[:3]))
+    told = fails(capsys, "labelme", source, "--output", output)
+    assert "(classes: ['pear', 'red kiwi'] → ['fig', 'pear', 'red kiwi'], there → here); keep to its" in told
+    offered = re.search("`(.+)`, choose another --output, or delete it", told)
+    assert offered is not None
+    assert offered[1] == "--classes pear 'red kiwi'"
+    labelme(source, output, *shlex.split(offered[1]))
+    assert np.unique(read(output, "c")).tolist() == [0, 2]
+    told = fails(capsys, "labelme", source, "--output", output, "--val-fraction", "0.3")
+    assert "there → here); choose another --output" in told
 
 
 # COCO

@@ -11,6 +11,7 @@ leaves out. A rerun of the same command goes on where it stopped; what has been 
 import argparse
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -150,10 +151,10 @@ def check_output(output: Path, settings: Mapping[str, Any], jobs: Sequence[Job])
         if earlier.get(name) != value
     ]
     if differing:
-        raise ValueError(
-            f"{output}: was prepared otherwise ({'; '.join(differing)}, there → here); choose another --output, or "
-            "delete it"
-        )
+        remedy = "choose another --output, or delete it"
+        if {**settings, "classes": None} == {**earlier, "classes": None}:
+            remedy = f"keep to its classes with `--classes {shlex.join(earlier['classes'])}`, {remedy}"
+        raise ValueError(f"{output}: was prepared otherwise ({'; '.join(differing)}, there → here); {remedy}")
     expected = {path for job in jobs for path in (job.image, job.mask)}
     others = sorted({path for path in output.glob("*/*/*") if not path.name.startswith(".")} - expected)
     if others:

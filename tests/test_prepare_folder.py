@@ -121,6 +121,16 @@ def test_labelme_rectangles_circles_masks_and_ignored_regions(tmp_path: Path) ->
     np.testing.assert_array_equal(read(tmp_path / "out", "b"), circle)
 
 
+def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_labelme(tmp_path / ".in" / f"{name}.json", shape("pear", *SQUARE))
+        (tmp_path / ".in" / f"._{name}.json").write_bytes(b"\0\5\26\7Mac OS X")
+    write_labelme(tmp_path / ".in" / ".trash" / "c.json", shape("fig", *SQUARE))
+    labelme(tmp_path / ".in", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").glob("masks/*/*")} == {"a.png", "b.png"}
+    assert (tmp_path / "out" / "classes.txt").read_text() == "background\npear\n"
+
+
 def test_classes_that_are_not_wanted_are_background_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,15 +29,16 @@ from tools.prepare_samples import (
 def read_labelme(folder: Path, left_out: Iterable[Path] = ()) -> Annotations:
     """Labelme: every JSON in `folder` and below is an image's; labels in the order of the alphabet.
 
-    Folders below it that are `left_out` belong to something else. Raises FileNotFoundError where there is no JSON,
-    DataError naming a file that is not Labelme's.
+    Hidden files and folders are passed over; those that are `left_out` belong to something else. Raises
+    FileNotFoundError where there is no JSON, DataError naming a file that is not Labelme's.
     """
     root = folder.resolve()
     others = {path for path in map(Path.resolve, left_out) if root in path.parents}
     files = sorted(
         file
         for file in folder.rglob("*.json")
-        if others.isdisjoint((root / file.relative_to(folder)).parents)
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and others.isdisjoint((root / file.relative_to(folder)).parents)
     )
     if not files:
         raise FileNotFoundError(f"{folder}: no JSON file; give the folder into which Labelme has saved")

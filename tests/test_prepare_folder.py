@@ -344,6 +344,14 @@ def test_a_label_that_is_new_is_refused_with_the_classes_that_let_the_command_go
     assert "there → here); choose another --output" in told
 
 
+def test_classes_that_no_image_shows_are_in_the_list_to_which_a_class_is_added(tmp_path: Path) -> None:
+    for name in "ab":
+        write_labelme(tmp_path / "in" / f"{name}.json", shape("fig", *SQUARE))
+    labelme(tmp_path / "in", tmp_path / "out", "--classes", "pear", "kiwi", "fig")
+    assert folder.open_split(tmp_path / "out", "train").classes == ("background", "pear", "kiwi", "fig")
+    assert np.unique(read(tmp_path / "out", "a")).tolist() == [0, 3]
+
+
 # COCO
 
 

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 _EXIF_ORIENTATION = 0x0112
 _ALL_BYTES = bytes(range(256))
 _ALL_IDS = frozenset(_ALL_BYTES) - {IGNORE_INDEX}
@@ -149,7 +149,7 @@ def _read_mask(job: MaskJob) -> list[int] | str:
             if (problem := describe_mask_format(mask, bool(job.coding.colours))) is not None:
                 return f"{path}: {problem}"
             mask_size = mask.size
-            pixels = np.asarray(mask)
+            pixels = job.coding.pixels_of(mask)
     except UNDECODABLE as error:
         return describe_undecodable(path, "a mask", error)
     try:

@@ -57,14 +57,14 @@ class FileDataset:
             OSError: a file cannot be opened.
         """
         image_path, mask_path = self.samples[image_id]
-        image, pixels = read_image(image_path), read_mask(mask_path, bool(self.coding.colours))
+        image, pixels = read_image(image_path), read_mask(mask_path, self.coding)
         check_size(image_path, image, mask_path, pixels)
         return image, self.coding.decode(mask_path, pixels)
 
     def read_label(self, image_id: str) -> UInt8Array:
         """Label (H, W) uint8 in data set ids."""
         mask_path = self.samples[image_id][1]
-        return self.coding.decode(mask_path, read_mask(mask_path, bool(self.coding.colours)))
+        return self.coding.decode(mask_path, read_mask(mask_path, self.coding))
 
 
 def read_image(path: Path) -> UInt8Array:

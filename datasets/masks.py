@@ -52,6 +52,24 @@ class MaskCoding:
         """
         return self._decode_colours(path, pixels) if pixels.ndim == 3 else self._decode_numbers(path, pixels)
 
+    def pixels_of(self, image: Image.Image) -> UInt8Array:
+        """The pixels of an opened mask as `decode` takes them: numbers (H,W) or colours (H,W,3).
+
+        Numbers whose palette shows another colour than that of their class are given as colours: a mask in colour
+        that a program has saved with a palette counts its colours as it likes. 255 is ignored in any colour.
+        """
+        pixels: UInt8Array = np.array(image, dtype=np.uint8)
+        if not self.colours or image.mode != "P":
+            return pixels
+        palette = np.zeros((256, 3), np.uint8)
+        entries = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
+        palette[: len(entries)] = entries
+        meant = set(self.colours)
+        own = [n for n, class_id in enumerate(self.ids) if ((*palette[n].tolist(),), class_id) in meant]
+        if not pixels.tobytes().translate(None, delete=bytes([*own, IGNORE_INDEX])):
+            return pixels
+        return palette[pixels]
+
     def _decode_numbers(self, path: Path | str, numbers: UInt8Array) -> UInt8Array:
         # One more, and 255 wraps to 0: what is allowed lies up to the number of ids.
         if (numbers + np.uint8(1)).max(initial=0) > len(self.ids):
@@ -91,7 +109,7 @@ def _describe_unknown_colours(path: Path | str, codes: npt.NDArray[np.uint32]) -
     more = f" and {len(values) - len(most)} more" if len(values) > len(most) else ""
     return (
         f"{path}: found colours that no class has: {named}{more}; list them in classes.yaml, or correct the mask "
-        "(edges must not be smoothed)"
+        "(edges must not be smoothed; numbers may have a palette of the classes' colours, or are saved as 8-bit grey)"
     )
 
 
@@ -117,8 +135,10 @@ def read_bytes(path: Path) -> bytes:
         raise
 
 
-def read_mask(path: Path, in_colour: bool = False) -> UInt8Array:
-    """The pixels of a mask, uint8: numbers (H,W) of a palette or a grey PNG; with `in_colour` also RGB (H,W,3).
+def read_mask(path: Path, coding: MaskCoding = MaskCoding(()), in_colour: bool = False) -> UInt8Array:
+    """The pixels of a mask, uint8: numbers (H,W) of a palette or a grey PNG, or RGB (H,W,3).
+
+    RGB is allowed with `in_colour`, and with a coding that has colours, as whose `pixels_of` they are given.
 
     Raises:
         DataError: the file is none of these, or Pillow cannot decode it.
@@ -128,13 +148,12 @@ def read_mask(path: Path, in_colour: bool = False) -> UInt8Array:
     try:
         # Not OpenCV's decoder, which turns a palette into colours.
         with Image.open(io.BytesIO(content)) as image:
-            problem = describe_mask_format(image, in_colour)
-            mask: UInt8Array = np.array(image if problem is None else 0, dtype=np.uint8)
+            problem = describe_mask_format(image, in_colour or bool(coding.colours))
+            if problem is None:
+                return coding.pixels_of(image)
     except UNDECODABLE as error:
         raise DataError(describe_undecodable(path, "a mask", error)) from error
-    if problem is not None:
-        raise DataError(f"{path}: {problem}")
-    return mask
+    raise DataError(f"{path}: {problem}")
 
 
 def describe_mask_format(image: ImageFile.ImageFile, in_colour: bool = False) -> str | None:

@@ -36,6 +36,11 @@ def in_colour(mask: Mask) -> Mask:
     return table[mask]
 
 
+def palette_of(*class_ids: int) -> bytes:
+    """A palette whose entries are the colours of classes, padded with black."""
+    return b"".join(bytes(COLOURS[class_id]) for class_id in class_ids).ljust(768, b"\0")
+
+
 def write_coloured(root: Path, train: dict[str, Mask], val: dict[str, Mask], text: str = YAML) -> Path:
     """A folder data set with RGB masks and classes.yaml."""
     write_folder(root, [], train, val)
@@ -61,7 +66,7 @@ def test_colours_become_the_positions_of_their_classes(tmp_path: Path) -> None:
 def test_masks_of_numbers_may_lie_beside_those_in_colour(tmp_path: Path) -> None:
     root = write_coloured(tmp_path, {"colour": stripes(0, 1)}, {"v": stripes(1)})
     palette = Image.fromarray(stripes(2, 255))
-    palette.putpalette(bytes(range(256)) * 3)
+    palette.putpalette(palette_of(0, 1, 2))
     palette.save(root / "masks" / "train" / "palette.png")
     Image.fromarray(stripes(1, 2)).save(root / "masks" / "train" / "grey.png")
     for name in ("palette", "grey"):
@@ -71,6 +76,48 @@ def test_masks_of_numbers_may_lie_beside_those_in_colour(tmp_path: Path) -> None
     np.testing.assert_array_equal(dataset.read("grey")[1], stripes(1, 2))
     found = index_classes(dataset, None, 2, progress=False)
     assert found == {"colour": {0, 1}, "grey": {1, 2}, "palette": {2}}
+
+
+def test_a_mask_in_colour_that_was_saved_with_a_palette_is_read_by_its_colours(tmp_path: Path) -> None:
+    mask = np.array([[0, 2, 1, 255], [2, 2, 1, 0]], np.uint8)
+    root = write_coloured(tmp_path, {"quantised": mask, "ordered": mask}, {"v": mask})
+    quantised = Image.fromarray(in_colour(mask)).quantize(4)
+    assert np.asarray(quantised).tolist() != mask.tolist()
+    quantised.save(root / "masks" / "train" / "quantised.png")
+    # In the order of the list, whose last line is no class.
+    ordered = Image.fromarray(np.where(mask == 255, 3, mask).astype(np.uint8))
+    ordered.putpalette(palette_of(0, 1, 2, 255))
+    ordered.save(root / "masks" / "train" / "ordered.png")
+    dataset = folder.open_split(root, "train")
+    for name in ("quantised", "ordered"):
+        np.testing.assert_array_equal(dataset.read(name)[1], mask)
+        np.testing.assert_array_equal(dataset.read_label(name), mask)
+    assert index_classes(dataset, None, 0, progress=False) == {"ordered": {0, 1, 2}, "quantised": {0, 1, 2}}
+
+
+def test_a_palette_with_a_colour_in_use_that_no_class_has_is_refused_by_all_that_read_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = {name: stripes(0, 1, 2, width=16 + i) for i, name in enumerate("abcd")}
+    root = write_coloured(tmp_path, masks, masks)
+    path = root / "masks" / "train" / "a.png"
+    image = Image.fromarray(masks["a"])
+    colours = bytearray(palette_of(0, 1, 2, 1))
+    colours[3:6] = 128, 0, 0
+    image.putpalette(colours)
+    image.save(path)
+    expected = f"{path}: found colours that no class has: (128, 0, 0) in 80 pixels; list them in classes.yaml"
+    dataset = folder.open_split(root, "train")
+    for read in (
+        lambda: dataset.read("a"),
+        lambda: dataset.read_label("a"),
+        lambda: index_classes(dataset, None, 0, progress=False),
+    ):
+        with pytest.raises(DataError, match=re.escape(expected)):
+            read()
+    fields = ["data.name=folder", f"data.root={root}", "task=[[road], [sign]]"]
+    assert check_data.main(["--config", str(write_tiny_config(tmp_path)), *set_fields(*fields)]) == 2
+    assert expected in capsys.readouterr().out
 
 
 def test_without_colours_the_list_is_that_of_masks_of_numbers(tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,6 +121,16 @@ def test_labelme_rectangles_circles_masks_and_ignored_regions(tmp_path: Path) ->
     np.testing.assert_array_equal(read(tmp_path / "out", "b"), circle)
 
 
+def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_labelme(tmp_path / ".in" / f"{name}.json", shape("pear", *SQUARE))
+        (tmp_path / ".in" / f"._{name}.json").write_bytes(b"\0\5\26\7Mac OS X")
+    write_labelme(tmp_path / ".in" / ".trash" / "c.json", shape("fig", *SQUARE))
+    labelme(tmp_path / ".in", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").glob("masks/*/*")} == {"a.png", "b.png"}
+    assert (tmp_path / "out" / "classes.txt").read_text() == "background\npear\n"
+
+
 def test_classes_that_are_not_wanted_are_background_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +143,18 @@ def test_classes_that_are_not_wanted_are_background_and_named(
     assert out.endswith("labels left out (background): cup\n")
     expected = pixels("........", ".2222...", ".2.22...", ".2222...", "........", "........")
     np.testing.assert_array_equal(read(tmp_path / "out", "a"), expected)
+
+
+def test_shapes_of_unwanted_labels_need_no_area(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    note = shape("note", (1, 1), kind="point")
+    for name in "ab":
+        write_labelme(tmp_path / "in" / f"{name}.json", note, shape("pear", *SQUARE))
+    labelme(tmp_path / "in", tmp_path / "out", "--classes", "pear")
+    expected = pixels("........", ".1111...", ".1111...", ".1111...", "........", "........")
+    np.testing.assert_array_equal(read(tmp_path / "out", "a"), expected)
+    told = fails(capsys, "labelme", tmp_path / "in", "--output", tmp_path / "all")
+    assert "found a point of 1 points; allowed are polygons" in told
+    assert "or choose the labels with --classes" in told
 
 
 @pytest.mark.parametrize(
@@ -189,6 +214,19 @@ def test_sources_that_are_none_are_told_before_anything_is_written(
 # The split, and what is there already
 
 
+@pytest.mark.parametrize(("train", "val"), [("in", "in/val"), ("in/train", "in")])
+def test_what_lies_below_the_folder_of_the_other_split_or_the_output_is_in_one_split_only(
+    tmp_path: Path, train: str, val: str
+) -> None:
+    for path in (f"{train}/a", f"{train}/deeper/b", f"{val}/v"):
+        write_labelme(tmp_path / f"{path}.json", shape("pear", *SQUARE))
+    output = tmp_path / "in" / "out" if val == "in" else tmp_path / "out"
+    for _ in range(2):  # the second time, prepared.json lies in the output
+        labelme(tmp_path / train, output, "--val", str(tmp_path / val))
+        assert folder.open_split(output, "train").ids == ("a", "deeper_b")
+        assert folder.open_split(output, "val").ids == ("v",)
+
+
 def test_the_split_is_by_id_and_later_images_leave_the_others_where_they_are(tmp_path: Path) -> None:
     def splits() -> dict[str, str]:
         return {path.stem: path.parent.name for path in (tmp_path / "out").glob("masks/*/*.png")}
@@ -208,6 +246,25 @@ def test_the_split_is_by_id_and_later_images_leave_the_others_where_they_are(tmp
     assert splits() | first == splits()
 
 
+def test_the_one_image_that_was_held_out_stays_so_and_the_share_is_held_out_of_later_ones(
+    tmp_path: Path,
+) -> None:
+    def position(name: str) -> float:
+        return int.from_bytes(hashlib.sha1(f"val/{name}".encode()).digest()[:6], "big") / 256**6
+
+    by_hash = sorted((f"i{i}" for i in range(100)), key=position)
+    assert position(by_hash[1]) < 0.05 < position(by_hash[20])
+    for name in (by_hash[22], by_hash[21]):
+        write_labelme(tmp_path / "in" / f"{name}.json", shape("pear", *SQUARE))
+    labelme(tmp_path / "in", tmp_path / "out", "--val-fraction", "0.05")
+    assert folder.open_split(tmp_path / "out", "val").ids == (by_hash[21],)
+    for name in (by_hash[1], by_hash[20]):
+        write_labelme(tmp_path / "in" / f"{name}.json", shape("pear", *SQUARE))
+    labelme(tmp_path / "in", tmp_path / "out", "--val-fraction", "0.05")
+    assert {*folder.open_split(tmp_path / "out", "val").ids} == {by_hash[21], by_hash[1]}
+    assert {*folder.open_split(tmp_path / "out", "train").ids} == {by_hash[22], by_hash[20]}
+
+
 def test_a_rerun_does_what_is_missing_or_has_changed_and_nothing_else(tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     for name in "abcd":
@@ -222,6 +279,30 @@ def test_a_rerun_does_what_is_missing_or_has_changed_and_nothing_else(tmp_path: 
     after = {name: path.stat().st_mtime_ns for name, path in masks.items()}
     assert {name for name in masks if after[name] != before[name]} == {"b", "c"}
     assert read(output, "c").sum() < read(output, "b").sum() == 12
+
+
+@pytest.mark.parametrize("more", [[], ["--link"]])
+def test_a_source_that_changed_is_noticed_although_it_has_an_older_time(
+    tmp_path: Path, more: list[str]
+) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    for name in "abc":
+        write_labelme(source / f"{name}.json", shape("pear", *SQUARE))
+    labelme(source, output, *more)
+    write_labelme(source / "a.json", shape("pear", *SQUARE[:3]), image="a.png")
+    write_image(source / "b.png", 9)
+    write_labelme(source / "b.json", shape("pear", *SQUARE), image="b.png", imageWidth=9)
+    for name in ("a.json", "b.json", "b.png"):
+        os.utime(source / name, (1, 1))
+    labelme(source, output, *more)
+    assert [int(read(output, name).sum()) for name in "abc"] == [7, 12, 12]
+    assert read(output, "b").shape == (6, 9)
+    # The image alone, while its annotation is newer.
+    Image.new("RGB", (8, 6), (1, 2, 3)).save(source / "c.png")
+    os.utime(source / "c.png", (1, 1))
+    labelme(source, output, *more)
+    (image,) = output.glob("images/*/c.png")
+    assert Image.open(image).getpixel((0, 0)) == (1, 2, 3)
 
 
 def test_what_is_there_already_is_not_touched_unless_the_command_made_it(
@@ -242,6 +323,33 @@ def test_what_is_there_already_is_not_touched_unless_the_command_made_it(
     assert f"{stranger}: is none of these images (1 such files)" in fails(
         capsys, "labelme", source, "--output", output
     )
+
+
+def test_a_label_that_is_new_is_refused_with_the_classes_that_let_the_command_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    for name in "ab":
+        write_labelme(source / f"{name}.json", shape("pear", *SQUARE), shape("red kiwi", *SQUARE[:3]))
+    labelme(source, output)
+    write_labelme(source / "c.json", shape("fig", *SQUARE), shape("red kiwi", *SQUARE[:3]))
+    told = fails(capsys, "labelme", source, "--output", output)
+    assert "(classes: ['pear', 'red kiwi'] → ['fig', 'pear', 'red kiwi'], there → here); keep to its" in told
+    offered = re.search("`(.+)`, choose another --output, or delete it", told)
+    assert offered is not None
+    assert offered[1] == "--classes pear 'red kiwi'"
+    labelme(source, output, *shlex.split(offered[1]))
+    assert np.unique(read(output, "c")).tolist() == [0, 2]
+    told = fails(capsys, "labelme", source, "--output", output, "--val-fraction", "0.3")
+    assert "there → here); choose another --output" in told
+
+
+def test_classes_that_no_image_shows_are_in_the_list_to_which_a_class_is_added(tmp_path: Path) -> None:
+    for name in "ab":
+        write_labelme(tmp_path / "in" / f"{name}.json", shape("fig", *SQUARE))
+    labelme(tmp_path / "in", tmp_path / "out", "--classes", "pear", "kiwi", "fig")
+    assert folder.open_split(tmp_path / "out", "train").classes == ("background", "pear", "kiwi", "fig")
+    assert np.unique(read(tmp_path / "out", "a")).tolist() == [0, 3]
 
 
 # COCO
@@ -351,6 +459,45 @@ def test_what_is_wrong_with_an_instance_is_named(
 ) -> None:
     arguments = write_coco(tmp_path / "instances.json", [instance(10, category, segmentation)])
     assert message in fails(capsys, *arguments, "--output", tmp_path / "out")
+
+
+def test_boxes_of_unwanted_categories_need_no_outline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    square = [[1, 1, 4, 1, 4, 3, 1, 3]]
+    annotations = [instance(10, 7, square), instance(10, 90, []), instance(10, 90, None, crowd=1)]
+    arguments = write_coco(tmp_path / "instances.json", annotations)
+    few = [*arguments, "--output", str(tmp_path / "few"), "--classes", "sign", "car"]
+    assert main([*few, *NO_WORKERS]) == 0
+    expected = pixels("........", ".222....", ".222....", "........", "........", "........")
+    np.testing.assert_array_equal(read(tmp_path / "few", "part_a"), expected)
+    told = fails(capsys, *arguments, "--output", tmp_path / "all")
+    assert "boxes alone make no mask: mend or remove the annotation, or choose the categories with" in told
+
+
+def test_categories_have_their_colours_as_numbers_or_as_on_the_web(tmp_path: Path) -> None:
+    colours = ["#e1FC2c", [128, 64, 0], "#000001"]
+    categories = [{**category, "color": colour} for category, colour in zip(CATEGORIES, colours, strict=True)]
+    arguments = write_coco(tmp_path / "instances.json", [], categories=categories)
+    assert main([*arguments, "--output", str(tmp_path / "out"), *NO_WORKERS]) == 0
+    palette = folder.open_split(tmp_path / "out", "train").palette
+    assert palette == ((0, 0, 0), (128, 64, 0), (0, 0, 1), (225, 252, 44))
+
+
+@pytest.mark.parametrize(
+    "colour",
+    ["red", "#e1fc2", "#e1fc2c00", [1, 2], [1, 2, 256], [-1, 2, 3], [1, 2, 3.5], [True, 2, 3], 7, {}],
+)
+def test_a_colour_of_a_category_that_is_none_is_refused_by_file_and_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], colour: Any
+) -> None:
+    categories = [CATEGORIES[0], {**CATEGORIES[1], "color": colour}, CATEGORIES[2]]
+    arguments = write_coco(tmp_path / "instances.json", [], categories=categories)
+    told = fails(capsys, *arguments, "--output", tmp_path / "out")
+    assert (
+        f"instances.json: categories: color of 'car': found {colour!r}; allowed are three numbers from 0"
+        in told
+    )
 
 
 def test_without_pycocotools_the_error_says_what_to_install(

@@ -62,7 +62,7 @@ def check_sample(job: Job) -> Finding:
     except (DataError, OSError) as error:
         problems.append(explain(error))
     try:
-        pixels = read_mask(job.mask, bool(job.coding.colours))
+        pixels = read_mask(job.mask, job.coding)
         label = job.coding.decode(job.mask, pixels)
         classes = frozenset(np.unique(label).tolist()) - {IGNORE_INDEX}
     except (DataError, OSError) as error:

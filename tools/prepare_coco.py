@@ -1,5 +1,6 @@
 """COCO's annotations: one JSON for all images, of instances or of panoptic PNGs."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -7,9 +8,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.masks import DataError, UInt8Array, read_mask
+from datasets.masks import Colour, DataError, UInt8Array, read_mask
 from datasets.tasks import IGNORE_INDEX
-from tools.prepare_samples import RESERVED, Annotations, Ids, Region, Sample, id_of, load_json, make_id, paint
+from tools.prepare_samples import (
+    RESERVED,
+    Annotations,
+    Ids,
+    Region,
+    Sample,
+    draw_regions,
+    id_of,
+    load_json,
+    make_id,
+    paint,
+)
 
 
 def read_coco(file: Path, image_folder: Path, mask_folder: Path | None) -> Annotations:
@@ -25,7 +37,11 @@ def read_coco(file: Path, image_folder: Path, mask_folder: Path | None) -> Annot
             category["id"]: category["name"]
             for category in sorted(content["categories"], key=lambda c: c["id"])
         }
-        colours = {c["name"]: tuple(c["color"]) for c in content["categories"] if "color" in c}
+        colours = {
+            category["name"]: _read_colour(file, category)
+            for category in content["categories"]
+            if category.get("color") is not None
+        }
         if len(set(names.values())) < len(names):
             raise DataError(f"{file}: two categories share a name; rename one")
         annotations: dict[int, list[Any]] = {entry["id"]: [] for entry in content["images"]}
@@ -52,6 +68,24 @@ def read_coco(file: Path, image_folder: Path, mask_folder: Path | None) -> Annot
             "annotations and categories that refer to each other by id"
         ) from error
     return Annotations(samples, [name for name in names.values() if name not in RESERVED], colours)
+
+
+def _read_colour(file: Path, category: Mapping[str, Any]) -> Colour:
+    """The colour of a category: three numbers, or '#rrggbb'."""
+    found = category["color"]
+    if isinstance(found, str) and re.fullmatch("#[0-9a-fA-F]{6}", found):
+        found = [*bytes.fromhex(found[1:])]
+    if not (
+        isinstance(found, list)
+        and len(found) == 3
+        and all(type(value) is int and 0 <= value <= 255 for value in found)
+    ):
+        raise DataError(
+            f"{file}: categories: color of {category['name']!r}: found {found!r}; allowed are three numbers from 0 to "
+            "255 and '#rrggbb'; correct or remove it"
+        )
+    red, green, blue = found
+    return red, green, blue
 
 
 class Instance(NamedTuple):
@@ -81,13 +115,12 @@ def _instances_sample(
 
 def draw_instances(size: tuple[int, int], instances: Sequence[Instance], ids: Ids) -> UInt8Array:
     """The mask (H,W) of COCO's instances; crowds are ignored, below single objects: their outlines are rough."""
-    crowds = [(IGNORE_INDEX, _coco_region(instance, size)) for instance in instances if instance.is_crowd]
-    single = [
-        (id_of(instance.label, ids), _coco_region(instance, size))
-        for instance in instances
-        if not instance.is_crowd
-    ]
-    return paint(size, single, below=crowds)
+    single, crowds = (
+        [(i.label, partial(_coco_region, i, size)) for i in instances if i.is_crowd == is_crowd]
+        for is_crowd in (False, True)
+    )
+    below = [(IGNORE_INDEX, region) for _, region in draw_regions(crowds, ids)]
+    return paint(size, draw_regions(single, ids), below)
 
 
 def _coco_region(instance: Instance, size: tuple[int, int]) -> Region:
@@ -100,7 +133,8 @@ def _coco_region(instance: Instance, size: tuple[int, int]) -> Region:
     else:
         raise DataError(
             f"{instance.where}: its segmentation is neither polygons of at least 3 points nor a run-length encoding of "
-            f"{size[0]}x{size[1]} (height x width); boxes alone make no mask: mend or remove the annotation"
+            f"{size[0]}x{size[1]} (height x width); boxes alone make no mask: mend or remove the annotation, or "
+            "choose the categories with --classes"
         )
     return np.asarray(coco.decode(encoded), dtype=bool)
 

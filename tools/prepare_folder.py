@@ -11,6 +11,7 @@ leaves out. A rerun of the same command goes on where it stopped; what has been 
 import argparse
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from datasets.class_index import map_in_processes
 from datasets.class_list import IGNORE_NAME, MAX_CLASSES, read_class_list
 from datasets.files import SPLITS, describe_size, make_palette
 from datasets.folder import IMAGE_SUFFIXES
-from datasets.masks import Colour, DataError
+from datasets.masks import UNDECODABLE, Colour, DataError
 from datasets.unreadable import explain
 from tools.prepare_coco import read_coco
 from tools.prepare_labelme import read_labelme
@@ -39,6 +41,8 @@ python -m tools.prepare_folder cityscapes data_root/cityscapes --output streets 
 """
 SETTINGS = "prepared.json"
 """What DIR was made from, and how."""
+STAMP = "made from"
+"""Text in a mask's PNG: bytes and times of the files that it was made from."""
 SOURCES = ("source", "images", "masks", "val", "val_images", "val_masks")
 """Arguments that name it."""
 
@@ -59,26 +63,35 @@ def read_source(args: argparse.Namespace) -> dict[str, Annotations]:
     if args.format == "cityscapes":
         return {split: read_cityscapes(args.source, split) for split in SPLITS}
     if args.format == "labelme":
-        return {"train": read_labelme(args.source)} | ({"val": read_labelme(args.val)} if args.val else {})
+        folders = {"train": args.source} | ({"val": args.val} if args.val else {})
+        return {
+            split: read_labelme(folder, [*folders.values(), args.output]) for split, folder in folders.items()
+        }
     found = {"train": read_coco(args.source, args.images, args.masks)}
     if args.val:
         found["val"] = read_coco(args.val, args.val_images or args.images, args.val_masks)
     return found
 
 
-def split_samples(found: Mapping[str, Annotations], val_fraction: float) -> dict[str, list[Sample]]:
+def split_samples(
+    found: Mapping[str, Annotations], val_fraction: float, output: Path
+) -> dict[str, list[Sample]]:
     """The samples of both splits; where the source has none, those whose hash is below the fraction are held out.
 
-    The hash is the id's: images that are added later leave the others where they are. At least the image of the
-    smallest hash is held out. Raises ValueError where a split is empty, or two images share an id.
+    The hash is the id's. What lies in `output` stays in its split; where that leaves none to hold out, the image of
+    the smallest hash among the others is. Raises ValueError where a split is empty, or two images share an id.
     """
     splits = {split: annotations.samples for split, annotations in found.items()}
     if "val" not in splits:
         samples = splits["train"]
-        limit = max(val_fraction, min(map(_position, samples), default=0.0))
+        kept = {path.stem: split for split in SPLITS for path in output.glob(f"images/{split}/*")}
+        by_hash = {s.image_id: "val" if _position(s) < val_fraction else "train" for s in samples}
+        split_of = {image_id: kept.get(image_id, split) for image_id, split in by_hash.items()}
+        new = [sample for sample in samples if sample.image_id not in kept]
+        if new and "val" not in split_of.values():
+            split_of[min(new, key=_position).image_id] = "val"
         splits = {
-            "train": [sample for sample in samples if _position(sample) > limit],
-            "val": [sample for sample in samples if _position(sample) <= limit],
+            split: [sample for sample in samples if split_of[sample.image_id] == split] for split in SPLITS
         }
     first_of: dict[str, Path] = {}
     for split, samples in splits.items():
@@ -138,10 +151,10 @@ def check_output(output: Path, settings: Mapping[str, Any], jobs: Sequence[Job])
         if earlier.get(name) != value
     ]
     if differing:
-        raise ValueError(
-            f"{output}: was prepared otherwise ({'; '.join(differing)}, there → here); choose another --output, or "
-            "delete it"
-        )
+        remedy = "choose another --output, or delete it"
+        if {**settings, "classes": None} == {**earlier, "classes": None}:
+            remedy = f"keep to its classes with `--classes {shlex.join(earlier['classes'])}`, {remedy}"
+        raise ValueError(f"{output}: was prepared otherwise ({'; '.join(differing)}, there → here); {remedy}")
     expected = {path for job in jobs for path in (job.image, job.mask)}
     others = sorted({path for path in output.glob("*/*/*") if not path.name.startswith(".")} - expected)
     if others:
@@ -151,10 +164,11 @@ def check_output(output: Path, settings: Mapping[str, Any], jobs: Sequence[Job])
 
 
 def write_sample(job: Job) -> str | None:
-    """Write mask and image unless they are newer than what they are made from; returns what is wrong, in a line."""
+    """Write mask and image unless they are made from the files that are there; returns what is wrong, in a line."""
     sample = job.sample
     try:
-        if _is_done(job):
+        stamp = _stamp(sample)
+        if _is_done(job, stamp):
             return None
         mask = sample.draw(job.ids)
         problem = describe_size(sample.image, image_size(sample.image), sample.sources[-1], mask.shape[::-1])
@@ -169,19 +183,30 @@ def write_sample(job: Job) -> str | None:
                 shutil.copyfileobj(source, target)
         image = Image.fromarray(mask)
         image.putpalette(job.palette)
+        note = PngInfo()
+        note.add_text(STAMP, stamp)
         with open_atomic(job.mask) as file:  # last: where it is, the sample is whole
-            image.save(file, "PNG")
+            image.save(file, "PNG", pnginfo=note)
     except (DataError, OSError) as error:
         return explain(error)
     return None
 
 
-def _is_done(job: Job) -> bool:
+def _stamp(sample: Sample) -> str:
+    """What changes with the files that a sample is made from, whichever way their clocks went."""
+    stats = [path.stat() for path in (sample.image, *sample.sources)]
+    return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
+
+
+def _is_done(job: Job, stamp: str) -> bool:
     """Whether an earlier run has made both files, from what still is there."""
-    if not (job.image.exists() and job.mask.exists() and job.image.is_symlink() == job.link):
+    if not (job.image.exists() and job.image.is_symlink() == job.link):
         return False
-    newest = max(path.stat().st_mtime_ns for path in (job.sample.image, *job.sample.sources))
-    return job.mask.stat().st_mtime_ns >= newest
+    try:
+        with Image.open(job.mask) as mask:
+            return mask.info.get(STAMP) == stamp
+    except UNDECODABLE:
+        return False
 
 
 def write_classes(output: Path, classes: Sequence[str], colours: Sequence[Colour] | None) -> Path:
@@ -208,7 +233,7 @@ def run(args: argparse.Namespace) -> list[str]:
             f"--output {args.output}: lies in {args.source}, which is searched; choose another place"
         )
     found = read_source(args)
-    splits = split_samples(found, args.val_fraction)
+    splits = split_samples(found, args.val_fraction, args.output)
     classes, left_out = choose_classes(found, args.classes)
     colours = find_colours(found, classes)
     palette = np.array(make_palette(256), np.uint8)
@@ -280,7 +305,9 @@ def make_parser() -> argparse.ArgumentParser:
         "labelme", parents=[common, fraction], help="a folder of Labelme's JSON files"
     )
     labelme.add_argument("source", type=Path, metavar="FOLDER")
-    labelme.add_argument("--val", type=Path, metavar="FOLDER", help="that of the validation images")
+    labelme.add_argument(
+        "--val", type=Path, metavar="FOLDER", help="that of the validation images; it may lie below the other"
+    )
     coco = formats.add_parser("coco", parents=[common, fraction], help="COCO's JSON, instances or panoptic")
     coco.add_argument("source", type=Path, metavar="JSON")
     coco.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="where the images lie")

@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tools.prepare_samples import (
     Ids,
     Region,
     Sample,
-    id_of,
+    draw_regions,
     image_size,
     load_json,
     make_id,
@@ -26,12 +26,20 @@ from tools.prepare_samples import (
 )
 
 
-def read_labelme(folder: Path) -> Annotations:
+def read_labelme(folder: Path, left_out: Iterable[Path] = ()) -> Annotations:
     """Labelme: every JSON in `folder` and below is an image's; labels in the order of the alphabet.
 
-    Raises FileNotFoundError where there is none, DataError naming a file that is not Labelme's.
+    Hidden files and folders are passed over; those that are `left_out` belong to something else. Raises
+    FileNotFoundError where there is no JSON, DataError naming a file that is not Labelme's.
     """
-    files = sorted(folder.rglob("*.json"))
+    root = folder.resolve()
+    others = {path for path in map(Path.resolve, left_out) if root in path.parents}
+    files = sorted(
+        file
+        for file in folder.rglob("*.json")
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and others.isdisjoint((root / file.relative_to(folder)).parents)
+    )
     if not files:
         raise FileNotFoundError(f"{folder}: no JSON file; give the folder into which Labelme has saved")
     samples, labels = [], set()
@@ -75,11 +83,12 @@ def draw_labelme(file: Path, image: Path, ids: Ids) -> UInt8Array:
             f"{file}: drawn on an image of {stated[0]}x{stated[1]} (width x height), but {image} is {width}x{height}; "
             "restore the image, or annotate it anew"
         )
-    regions = [
-        (id_of(shape["label"], ids), _labelme_region(shape, (height, width), f"{file}: shape {number}"))
+    size = (height, width)
+    shapes = [
+        (shape["label"], partial(_labelme_region, shape, size, f"{file}: shape {number}"))
         for number, shape in enumerate(content["shapes"])
     ]
-    return paint((height, width), regions)
+    return paint(size, draw_regions(shapes, ids))
 
 
 def _labelme_region(shape: Mapping[str, Any], size: tuple[int, int], where: str) -> Region:
@@ -88,7 +97,8 @@ def _labelme_region(shape: Mapping[str, Any], size: tuple[int, int], where: str)
     if least is None or len(corners) < least:
         raise DataError(
             f"{where} ({shape['label']!r}): found a {kind} of {len(corners)} points; allowed are polygons (3 or more), "
-            "rectangles, circles and masks (2): others have no area; redraw or remove it"
+            "rectangles, circles and masks (2): others have no area; redraw or remove it, or choose the labels "
+            "with --classes"
         )
     try:
         points = [(float(x), float(y)) for x, y in corners]

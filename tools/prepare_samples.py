@@ -68,6 +68,22 @@ def draw_cityscapes(mask: Path, coding: MaskCoding, ids: Ids) -> UInt8Array:
     return table[coding.decode(mask, read_mask(mask))]
 
 
+def draw_regions(shapes: Iterable[tuple[str, Callable[[], Region]]], ids: Ids) -> list[tuple[int, Region]]:
+    """Class id and region of shapes, each a label with what draws it.
+
+    Labels that are not wanted are background, which covers what lies below; where they cannot be drawn (points, boxes),
+    they are passed over. Raises the DataError of a shape that is wanted.
+    """
+    regions = []
+    for label, draw in shapes:
+        try:
+            regions.append((id_of(label, ids), draw()))
+        except DataError:
+            if label in ids or label in RESERVED:
+                raise
+    return regions
+
+
 def paint(
     size: tuple[int, int], regions: Iterable[tuple[int, Region]], below: Iterable[tuple[int, Region]] = ()
 ) -> UInt8Array:

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as V
 
 from models import SegmentationModel, SegOutput, build_model
 from tests.cli import write_tiny_config
-from trainer.predict import group_by_shape, predict, score_views, score_windows, window_starts
+from trainer.predict import group_by_shape, predict, predict_all, score_views, score_windows, window_starts
 from utils.config import Config, load_config
 
 CROP = 8
@@ -193,6 +193,26 @@ def test_windows_of_all_images_share_forward_passes_and_their_number_changes_not
         for image in images
     ]
     assert torch.equal(scores, torch.cat(alone))
+
+
+@pytest.mark.parametrize(
+    ("mode", "shapes"),
+    [
+        ("sliding", [(2, 3, 8, 8)] * 3),  # two windows of every image
+        ("whole", [(3, 3, 8, 13)]),
+    ],
+)
+def test_windows_of_one_image_share_a_forward_pass_and_whole_images_of_one_shape(
+    tmp_path: Path, mode: str, shapes: list[tuple[int, ...]]
+) -> None:
+    images, size, model = random_images(3, 3, 8, 13), torch.Size((8, 13)), InContext()
+    config = make_config(tmp_path, f"evaluate.mode={mode}", "evaluate.batch_size=4", "train.amp=off")
+    samples = ((image, size, index) for index, image in enumerate(images))
+    found = dict(predict_all(model, samples, config, torch.device("cpu")))
+    assert model.shapes == shapes
+    together = predict(model, images, [size] * 3, config)
+    assert list(found) == [0, 1, 2]
+    assert all(torch.equal(found[index], classes) for index, classes in enumerate(together))
 
 
 def test_the_mirrored_view_is_mirrored_back_and_its_probability_averaged(tmp_path: Path) -> None:

@@ -56,10 +56,12 @@ def predict_all(
     """Yield what goes with each image and the image's classes, as `predict` gives them; not quite in order.
 
     samples: image (3,h,w), the size (H,W) of its classes, and what goes with it. Of every `evaluate.batch_size`
-    images, those of one shape share a forward pass.
+    images, those of one shape share a forward pass; of sliding windows, so many of one image do.
     """
     samples = iter(samples)
-    while batch := list(itertools.islice(samples, config.evaluate.batch_size)):
+    # The scores of a large image, K floats a pixel, may take gigabytes: they are kept of one image at a time.
+    batch_size = 1 if config.evaluate.mode == "sliding" else config.evaluate.batch_size
+    while batch := list(itertools.islice(samples, batch_size)):
         for indices in group_by_shape([image for image, _, _ in batch]):
             images = torch.stack([batch[i][0].to(device, non_blocking=True) for i in indices])
             predictions = predict(model, images, [batch[i][1] for i in indices], config)

@@ -312,8 +312,8 @@ class EvaluateConfig(Section):
     future: Literal["ignore", "background"] = "ignore"
     """What pixels of classes not yet learned count as."""
     batch_size: int = Field(8, ge=1)
-    """Images (`sliding`: windows) a forward pass, a rank; images of different sizes do not share one. The results
-    depend on it by rounding at most."""
+    """Images (`sliding`: windows of one image) a forward pass, a rank; images of different sizes do not share
+    one. The results depend on it by rounding at most."""
 
     def window_stride(self, crop_size: int) -> int:
         """Return the pixels from one window of `crop_size` to the next."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -14,7 +15,7 @@ from datasets.masks import DataError, UInt8Array
 from datasets.shapes import CLASSES, ShapesDataset
 from datasets.tasks import build_task
 from tests.fixtures import stripes
-from trainer.panels import MAX_SIDE, choose_images, join_panel, shrink
+from trainer.panels import MAX_SIDE, NUM_CANDIDATES, choose_images, join_panel, shrink
 from utils.panels import IGNORED_COLOUR, read_panels, write_image, write_mask
 
 TASK = build_task("2-1", ["background", "a", "b", "c", "d"])
@@ -48,6 +49,24 @@ def test_images_that_show_many_steps_come_first_then_many_classes() -> None:
     assert choose(2, **labels) == ["base", "steps"], "in the order of the data set"
     assert choose(9, **labels) == list(labels)
     assert choose(0, **labels) == []
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 64, 65, 127, 128, 1000])
+def test_at_most_64_images_are_looked_at_evenly_from_the_first_to_the_last(num_images: int) -> None:
+    @dataclass
+    class Counted(Labels):
+        read: list[int] = field(default_factory=list)
+
+        def read_label(self, image_id: str) -> UInt8Array:
+            self.read.append(int(image_id))
+            return super().read_label(image_id)
+
+    dataset = Counted({str(i): stripes(0, 1) for i in range(num_images)})
+    choose_images(cast(SegmentationDataset, dataset), TASK, 1)
+    assert len(dataset.read) == min(num_images, NUM_CANDIDATES)
+    assert (dataset.read[0], dataset.read[-1]) == (0, num_images - 1)
+    steps = np.diff(dataset.read)
+    assert np.ptp(steps) <= 1 if num_images > 1 else len(steps) == 0
 
 
 def test_specks_void_and_broken_images_show_nothing() -> None:

@@ -167,3 +167,16 @@ def test_a_wrong_checkpoint_is_one_message_and_exit_code_2(
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {images / 'a.png'}: not a readable checkpoint")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "8.5", "large"])
+@pytest.mark.parametrize(("option", "more"), [("--batch-size", ""), ("--short-side", ", or 'own'")])
+def test_numbers_that_are_none_are_refused_with_what_is_allowed(
+    capsys: pytest.CaptureFixture[str], option: str, more: str, value: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["model.pth", "photos", "--output", "out", f"{option}={value}"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        f"error: argument {option}: '{value}': give a whole number of at least 1{more}\n"
+    )

@@ -200,16 +200,18 @@ def adapt_config(config: Config, mode: str | None, batch_size: int | None) -> Co
 
 
 def parse_side(text: str) -> int | str:
-    """Read --short-side."""
-    return text if text == "own" else parse_count(text)
+    """Read --short-side; raises ArgumentTypeError."""
+    try:
+        return text if text == "own" else parse_count(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or 'own'") from error
 
 
 def parse_count(text: str) -> int:
-    """Read a number of at least 1."""
-    count = int(text)
-    if count < 1:
-        raise ValueError(text)
-    return count
+    """Read a number of at least 1; raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': give a whole number of at least 1")
+    return int(text)
 
 
 def make_parser() -> argparse.ArgumentParser:

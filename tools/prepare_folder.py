@@ -11,6 +11,7 @@ leaves out. A rerun of the same command goes on where it stopped; what has been 
 import argparse
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -302,10 +303,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse_fraction(text: str) -> float:
-    """Read --val-fraction."""
-    fraction = float(text)
+    """Read --val-fraction; raises ArgumentTypeError."""
+    try:
+        fraction = float(text)
+    except ValueError:
+        fraction = math.nan
     if not 0 < fraction < 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"'{text}': give a number between 0 and 1, such as 0.1")
     return fraction
 
 

@@ -149,5 +149,21 @@ def test_what_is_missing_or_damaged_is_left_out_and_named(tmp_path: Path) -> Non
     )
 
 
+def test_an_image_that_is_empty_or_cut_is_left_out_and_named(tmp_path: Path) -> None:
+    for name in ("cut", "empty", "whole"):
+        write_image(tmp_path / "panels" / name / "image.jpg", np.zeros((64, 64, 3), np.uint8))
+        write_mask(tmp_path / "panels" / name / "ground_truth.png", stripes(0, 1), make_palette(2))
+    cut, empty, whole = (tmp_path / "panels" / name / "image.jpg" for name in ("cut", "empty", "whole"))
+    cut.write_bytes(whole.read_bytes()[:-100])
+    empty.write_bytes(b"")
+    panels, problems = read_panels(tmp_path, num_steps=0)
+    assert [(panel.image_id, panel.image) for panel in panels] == [("whole", whole.read_bytes())]
+    assert len(problems) == 2
+    assert problems[0].startswith(f"left out: {cut}: not an image that Pillow can decode (")
+    assert problems[1].startswith(
+        f"left out: {empty}: not an image that Pillow can decode (the file is empty)"
+    )
+
+
 def test_a_run_without_panels_has_none(tmp_path: Path) -> None:
     assert read_panels(tmp_path, num_steps=2) == ([], [])

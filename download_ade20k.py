@@ -1,7 +1,5 @@
 """Fill data_root/ADEChallengeData2016 with the ADE20K scene parsing benchmark (a download of about 1 GB).
 
-    python download_ade20k.py [--data-root data_root] [--url URL] [--sha256 HEX] [--keep-archive]
-
 Standard library only. Run it again after an interruption: it continues the download.
 Where the set is complete it does nothing.
 """
@@ -15,7 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.fetch import UsageError, fetch, unpack
+from utils.arguments import new_parser
 
+EXAMPLES = """
+python download_ade20k.py
+python download_ade20k.py --data-root /data --url https://mirror.example.org/ADEChallengeData2016.zip
+"""
 NAME = "ADEChallengeData2016"
 MIRRORS = (f"http://data.csail.mit.edu/places/ADEchallenge/{NAME}.zip",)
 SHA1 = "219e1696abb36c8ba3a3afe7fb2f4b4606a897c7"
@@ -50,19 +53,26 @@ def describe_counts(root: Path) -> str:
     return " and ".join(counts) + " images (published: 20210 and 2000)"
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line's options."""
-    parser = argparse.ArgumentParser(description=f"Download ADE20K into DATA_ROOT/{NAME}.")
-    parser.add_argument("--data-root", type=Path, default=Path("data_root"), help="default: %(default)s")
-    parser.add_argument(
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = new_parser("python download_ade20k.py", __doc__, EXAMPLES)
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--data-root", type=Path, default=Path("data_root"), metavar="FOLDER", help="default: %(default)s"
+    )
+    output.add_argument("--keep-archive", action="store_true", help="keep the zip after it is unpacked")
+    source = parser.add_argument_group("where it comes from")
+    source.add_argument(
         "--url", action="append", help=f"URL of {NAME}.zip instead of the built-in one; repeat it for mirrors"
     )
-    parser.add_argument(
-        "--sha1", default=SHA1, help="expected SHA-1 (default: as published; empty: not checked)"
+    source.add_argument(
+        "--sha1",
+        default=SHA1,
+        metavar="HEX",
+        help="expected SHA-1 (default: as published; empty: not checked)",
     )
-    parser.add_argument("--sha256", default="", help="expected SHA-256, checked as well")
-    parser.add_argument("--keep-archive", action="store_true", help="keep the zip after it is unpacked")
-    return parser.parse_args(argv)
+    source.add_argument("--sha256", default="", metavar="HEX", help="expected SHA-256, checked as well")
+    return parser
 
 
 def download(args: argparse.Namespace) -> None:
@@ -86,7 +96,7 @@ def download(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     try:
-        download(parse_arguments(argv))
+        download(make_parser().parse_args(argv))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

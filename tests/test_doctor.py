@@ -30,6 +30,78 @@ def test_packages_are_compared_with_the_requirements(monkeypatch: pytest.MonkeyP
     ]
 
 
+@pytest.mark.parametrize(
+    "error", [ImportError("undefined symbol"), RuntimeError("operator torchvision::nms does not exist")]
+)
+def test_a_package_that_cannot_be_imported_is_a_problem_and_ends_the_search(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    imported = []
+
+    def import_module(name: str) -> None:
+        imported.append(name)
+        if name == "torchvision":
+            raise error
+
+    monkeypatch.setattr(doctor.importlib, "import_module", import_module)
+    monkeypatch.setattr(doctor, "check_devices", lambda: pytest.fail("looked for devices"))
+    assert main([]) == 2
+    assert imported == ["torch", "torchvision"], "timm imports torchvision and would be named, too"
+    lines = capsys.readouterr().out.splitlines()
+    index = lines.index("torchvision              cannot be imported")
+    assert lines[index + 1].endswith(
+        "fix: `pip install --force-reinstall torch torchvision`, which must be of one release "
+        f"({type(error).__name__}: {error})"
+    )
+    assert lines[-1] == "1 problem"
+
+
+def test_every_required_package_is_imported_under_its_module_s_name() -> None:
+    requirements = (doctor.ROOT / "requirements.txt").read_text()
+    assert [finding for finding in check_packages(requirements) if finding.fix] == []
+
+
+def test_an_old_python_is_a_problem_and_ends_the_search(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor.sys, "version_info", (3, 9, 18))
+    monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.9.18")
+    assert main([]) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        "Python                   3.9.18",
+        "                         fix: needs 3.10: install a newer one and make the environment with it",
+        "1 problem",
+    ]
+
+
+def test_overrides_of_no_config_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--set", "data.root=/data/voc"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith("error: --set overrides a config: give --config, too\n")
+
+
+def test_the_base_step_s_checkpoint_and_wandb_are_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "check_packages", lambda _: iter(()))
+    monkeypatch.setattr(doctor, "SHARED_MEMORY", 0)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    base = tmp_path / "step_0.pth"
+    arguments = ["--config", str(write_tiny_config(tmp_path))]
+    arguments += set_fields(f"init_from={base}", "logging.wandb=project")
+    assert main(arguments) == 2
+    out = capsys.readouterr().out
+    assert "init_from                missing\n" in out
+    assert "fix: init_from: no such file; train the base step, or set it to null\n" in out
+    assert "wandb                    missing\n" in out
+    assert "fix: `pip install wandb`, or set logging.wandb to null\n" in out
+    assert out.endswith("2 problems\n")
+    base.touch()
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name)
+    assert main(arguments) == 0
+
+
 def test_a_missing_package_ends_the_search_before_it_is_imported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,4 +156,16 @@ def test_weights_that_timm_would_fetch_are_looked_for_in_its_cache(
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name: None)
     assert "set model.pretrained=PATH, or model.pretrained=false" in check_weights("resnet18", True).fix
     assert check_weights("no_such_model", True).fix.startswith("model.backbone: timm has no such model")
+    assert check_weights("resnet18.no_such_tag", True).fix.startswith(
+        "model.backbone: timm has no such model"
+    )
     assert check_weights("resnet18", False).fix == ""
+
+
+def test_a_backbone_without_weights_in_timm_is_told_so() -> None:
+    assert check_weights("beit3_giant_patch14_224", True) == Finding(
+        "weights, beit3_giant_patch14_224",
+        "none to be fetched",
+        "model.backbone: timm has no weights for beit3_giant_patch14_224; take another backbone, or set "
+        "model.pretrained=PATH, or model.pretrained=false",
+    )

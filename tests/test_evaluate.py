@@ -18,7 +18,7 @@ from datasets.transforms import EvaluateTransform
 from models import SegmentationModel, SegOutput
 from tests.cli import write_tiny_config
 from trainer.evaluate import evaluate
-from trainer.predict import predict
+from trainer.predict import images_at_once, predict
 from utils.config import Config, load_config
 from utils.distributed import Worker
 
@@ -162,6 +162,16 @@ def test_windows_of_images_of_one_shape_share_forward_passes(tmp_path: Path) -> 
     confusion_of(samples, make_config(tmp_path, "sliding", 3), model)
     # Two windows of each of the first two images, in threes; the third image is its own window.
     assert model.shapes == [(3, 3, 12, 12), (1, 3, 12, 12), (1, 3, 12, 12)]
+
+
+def test_scores_of_large_images_are_kept_of_one_at_a_time(tmp_path: Path) -> None:
+    config = make_config(tmp_path, "sliding", 3)
+    assert images_at_once(torch.Size((12, 20)), config) == 2
+    assert images_at_once(torch.Size((12, 36)), config) == 1
+    samples, model = random_samples((12, 36), (12, 36)), ReadsTheAnswer()
+    confusion_of(samples, config, model)
+    # Four windows of each, in threes.
+    assert model.shapes == [(3, 3, 12, 12), (1, 3, 12, 12), (3, 3, 12, 12), (1, 3, 12, 12)]
 
 
 @pytest.mark.parametrize("mode", ["whole", "sliding"])

@@ -53,9 +53,21 @@ def test_every_step_is_evaluated_on_the_classes_that_it_knows(finished_run: Path
 def test_what_does_not_fit_the_checkpoint_is_one_message_and_exit_code_2(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
 ) -> None:
+    data = ["--data", str(tmp_path)] if override.startswith("data.name") else []
     with pytest.raises(SystemExit) as caught:
-        main([str(finished_run / "checkpoints" / "step_1.pth"), "--data", str(tmp_path), "--set", override])
+        main([str(finished_run / "checkpoints" / "step_1.pth"), *data, "--set", override])
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+
+
+def test_data_for_a_checkpoint_that_draws_its_own_are_refused(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([str(finished_run / "checkpoints" / "step_1.pth"), "--data", str(tmp_path), "--device", "cpu"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: --data {tmp_path}: data.name=shapes draws its images itself; leave --data out\n"
+    )

@@ -191,3 +191,15 @@ def test_a_refused_export_leaves_no_file(
     assert caught.value.code == 2
     assert "nothing was written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", ["384", "0x384", "384x-1", "axb", "1x2x3", ""])
+def test_a_size_that_is_none_is_refused_with_what_is_allowed(
+    capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["model.pth", "--format", "onnx", "--size", size])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        f"error: argument --size: '{size}': give height and width in pixels, such as 512x768, or 'dynamic'\n"
+    )

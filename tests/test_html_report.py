@@ -204,12 +204,17 @@ def test_results_alone_make_a_report(run_dir: Path) -> None:
 def test_damaged_files_are_left_out_and_named(run_dir: Path) -> None:
     (run_dir / "confusion" / "step_0.csv").write_text("x,y\na,many\n")
     (run_dir / "panels" / "image_1" / "step_0.png").write_bytes(b"cut")
-    with (run_dir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 1, "iter')
+    (run_dir / "config.yaml").write_bytes(b"task: M\xfcnchen\n")
+    lines = (run_dir / "metrics.jsonl").read_bytes().splitlines()
+    assert len(lines) == 6
+    (run_dir / "metrics.jsonl").write_bytes(b"\n".join([*lines, b"7", b"{}", b"\xff", b'{"step": 1, "iter']))
     page = write_html_report(run_dir).read_text(encoding="utf-8")
-    assert page.count("<li>") == 2
+    assert page.count("<li>") == 4
     assert "step_0.csv: expected whole numbers" in page
     assert "step_0.png" in page
+    assert "metrics.jsonl: left out: damaged lines (7, 8, 9, 10)" in page
+    assert 'id="curves"' in page
+    assert "config.yaml: left out: " in page
 
 
 def test_a_matrix_of_other_classes_is_left_out(run_dir: Path) -> None:

@@ -54,10 +54,11 @@ def test_starting_the_step_after_a_finished_one_drops_nothing(tmp_path: Path) ->
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_row_that_a_crash_cut_off_is_dropped_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("row", ['{"step": 1, "iter', "7", "[]", '{"loss": 1.0}'])
+def test_a_row_that_a_crash_cut_off_or_that_is_none_is_dropped_too(tmp_path: Path, row: str) -> None:
     write_steps(tmp_path, (0, 0), (1, 1))
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 1, "iter')
+        file.write(row)
     log = RunLog(tmp_path, is_main=True)
     log.start_step(1, iteration=1)
     log.close()

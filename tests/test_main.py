@@ -470,8 +470,18 @@ def test_tensorboard_shows_terms_learning_rate_scores_and_panels(place: Workplac
         logged = [(line["iteration"], line[name]) for line in run.metrics() if name in line]
         shown = [(event.step, event.value) for event in events.Scalars(name)]
         assert shown == [(iteration, pytest.approx(value)) for iteration, value in logged]
-    scores = [event.value for event in events.Scalars("miou_all")]
-    assert scores == pytest.approx([step["miou_all"] for step in run.results["steps"]])
+    for name in (*GROUPS, "hiou", "forgetting"):
+        expected = [step[name] for step in run.results["steps"] if step[name] is not None]
+        assert [event.value for event in events.Scalars(name)] == pytest.approx(expected)
+    for name in run.results["class_names"]:
+        ious = [step["per_class_iou"].get(name) for step in run.results["steps"]]
+        expected = [iou for iou in ious if iou is not None]
+        tag = f"per_class_iou/{name}"
+        assert [event.value for event in events.Scalars(tag)] == pytest.approx(expected)
+    # Rows and columns: background, ring and disc of step 0, star and cross of step 1.
+    counts = np.array(run.confusion(1)[1])[1:3]
+    (lost,) = events.Scalars("old_pixels_lost_to_background")
+    assert (lost.step, lost.value) == (4, pytest.approx(counts[:, 0].sum() / counts.sum()))
     kept = sorted(path.name for path in (run.folder / "panels").iterdir())
     assert sorted(tags["images"]) == [f"panels/{image_id}" for image_id in kept]
     assert len(kept) == 2

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -14,7 +15,7 @@ from datasets.masks import DataError, UInt8Array
 from datasets.shapes import CLASSES, ShapesDataset
 from datasets.tasks import build_task
 from tests.fixtures import stripes
-from trainer.panels import MAX_SIDE, choose_images, join_panel, shrink
+from trainer.panels import MAX_SIDE, NUM_CANDIDATES, choose_images, join_panel, shrink
 from utils.panels import IGNORED_COLOUR, read_panels, write_image, write_mask
 
 TASK = build_task("2-1", ["background", "a", "b", "c", "d"])
@@ -48,6 +49,24 @@ def test_images_that_show_many_steps_come_first_then_many_classes() -> None:
     assert choose(2, **labels) == ["base", "steps"], "in the order of the data set"
     assert choose(9, **labels) == list(labels)
     assert choose(0, **labels) == []
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 64, 65, 127, 128, 1000])
+def test_at_most_64_images_are_looked_at_evenly_from_the_first_to_the_last(num_images: int) -> None:
+    @dataclass
+    class Counted(Labels):
+        read: list[int] = field(default_factory=list)
+
+        def read_label(self, image_id: str) -> UInt8Array:
+            self.read.append(int(image_id))
+            return super().read_label(image_id)
+
+    dataset = Counted({str(i): stripes(0, 1) for i in range(num_images)})
+    choose_images(cast(SegmentationDataset, dataset), TASK, 1)
+    assert len(dataset.read) == min(num_images, NUM_CANDIDATES)
+    assert (dataset.read[0], dataset.read[-1]) == (0, num_images - 1)
+    steps = np.diff(dataset.read)
+    assert np.ptp(steps) <= 1 if num_images > 1 else len(steps) == 0
 
 
 def test_specks_void_and_broken_images_show_nothing() -> None:
@@ -127,6 +146,22 @@ def test_what_is_missing_or_damaged_is_left_out_and_named(tmp_path: Path) -> Non
     assert all(
         name in text
         for name, text in zip(("step_1.png", "step_2.png", "ground_truth.png"), problems, strict=True)
+    )
+
+
+def test_an_image_that_is_empty_or_cut_is_left_out_and_named(tmp_path: Path) -> None:
+    for name in ("cut", "empty", "whole"):
+        write_image(tmp_path / "panels" / name / "image.jpg", np.zeros((64, 64, 3), np.uint8))
+        write_mask(tmp_path / "panels" / name / "ground_truth.png", stripes(0, 1), make_palette(2))
+    cut, empty, whole = (tmp_path / "panels" / name / "image.jpg" for name in ("cut", "empty", "whole"))
+    cut.write_bytes(whole.read_bytes()[:-100])
+    empty.write_bytes(b"")
+    panels, problems = read_panels(tmp_path, num_steps=0)
+    assert [(panel.image_id, panel.image) for panel in panels] == [("whole", whole.read_bytes())]
+    assert len(problems) == 2
+    assert problems[0].startswith(f"left out: {cut}: not an image that Pillow can decode (")
+    assert problems[1].startswith(
+        f"left out: {empty}: not an image that Pillow can decode (the file is empty)"
     )
 
 

@@ -102,6 +102,42 @@ class TestFindImages:
         assert find_images([str(images)], tmp_path / "out") == whole
         assert find_images([str(images / "[ab].png")], tmp_path / "out").keys() == {Path("a"), Path("b")}
 
+    def test_images_of_a_glob_keep_their_path_below_its_fixed_part(
+        self, images: Path, tmp_path: Path
+    ) -> None:
+        expected = {
+            Path("a"): images / "a.png",
+            Path("b"): images / "b.png",
+            Path("inner/a"): images / "inner/a.png",
+        }
+        for pattern in ("**/*.png", "*", "**"):
+            assert find_images([str(images / pattern)], tmp_path / "out") == expected
+        nested = find_images([str(tmp_path / "im*" / "inner" / "*.png")], tmp_path / "out")
+        assert nested == {Path("images/inner/a"): images / "inner/a.png"}
+
+    def test_a_glob_takes_images_alone_a_file_that_is_named_counts_whatever_its_suffix(
+        self, images: Path, tmp_path: Path
+    ) -> None:
+        (images / "b.txt").touch()
+        (images / "photo.raw").touch()
+        assert find_images([str(images / "*")], tmp_path / "out").keys() == {
+            Path("a"),
+            Path("b"),
+            Path("inner/a"),
+        }
+        raw = {Path("photo"): images / "photo.raw"}
+        assert find_images([str(images / "photo.raw")], tmp_path / "out") == raw
+
+    def test_earlier_results_are_no_input_of_globs_and_by_name(self, images: Path) -> None:
+        for pattern in ("**/*.png", "*"):
+            assert find_images([str(images / pattern)], images / "inner").keys() == {Path("a"), Path("b")}
+        with pytest.raises(FileNotFoundError, match="outside --output"):
+            find_images([str(images / "inner" / "a.png")], images / "inner")
+
+    def test_globs_whose_images_share_a_name_are_refused(self, images: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"both being named a; rename one"):
+            find_images([str(images / "*.png"), str(images / "inner" / "*.png")], tmp_path / "out")
+
     def test_an_image_named_twice_is_one_image(self, images: Path, tmp_path: Path) -> None:
         assert len(find_images([str(images), str(images / "a.png")], tmp_path / "out")) == 3
 
@@ -131,3 +167,16 @@ def test_a_wrong_checkpoint_is_one_message_and_exit_code_2(
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {images / 'a.png'}: not a readable checkpoint")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "8.5", "large"])
+@pytest.mark.parametrize(("option", "more"), [("--batch-size", ""), ("--short-side", ", or 'own'")])
+def test_numbers_that_are_none_are_refused_with_what_is_allowed(
+    capsys: pytest.CaptureFixture[str], option: str, more: str, value: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["model.pth", "photos", "--output", "out", f"{option}={value}"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        f"error: argument {option}: '{value}': give a whole number of at least 1{more}\n"
+    )

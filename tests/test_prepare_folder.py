@@ -58,6 +58,15 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.parametrize("fraction", ["0", "1", "nan", "a tenth"])
+def test_a_fraction_that_is_none_is_refused_with_what_is_allowed(
+    capsys: pytest.CaptureFixture[str], fraction: str
+) -> None:
+    assert fails(capsys, "labelme", "in", "--output", "out", "--val-fraction", fraction).endswith(
+        f"error: argument --val-fraction: '{fraction}': give a number between 0 and 1, such as 0.1\n"
+    )
+
+
 # Labelme
 
 

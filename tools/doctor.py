@@ -4,12 +4,16 @@ Without a config: versions, devices, libraries and memory. With one: also whethe
 backbone are here. Every problem comes with its fix; exit code 0: none, 2: some.
 """
 
+from __future__ import annotations  # an older Python is to be told, not to fail at a type
+
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -33,6 +37,10 @@ FETCH = {
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Under which timm's weights lie in the cache."""
 MISSING = "missing"
+BROKEN = "cannot be imported"
+OLDEST_PYTHON = (3, 10)
+MODULES = {"pillow": "PIL", "pyyaml": "yaml", "mmcv-lite": None}
+"""Under which packages are imported, where that is not their name; mmcv is left to `check_machine`, with its OpenCV."""
 SHARED_MEMORY = 256 * 2**20
 """Bytes through which data workers hand over images; containers often have 64 MiB."""
 
@@ -45,16 +53,51 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
+def check_python() -> Finding:
+    """Look at Python's version."""
+    least = ".".join(map(str, OLDEST_PYTHON))
+    is_old = sys.version_info[:2] < OLDEST_PYTHON
+    fix = f"needs {least}: install a newer one and make the environment with it" if is_old else ""
+    return Finding("Python", platform.python_version(), fix)
+
+
 def check_packages(requirements: str) -> Iterator[Finding]:
-    """Look for the packages of a requirements file (lines of NAME>=VERSION)."""
+    """Look for the packages of a requirements file (lines of NAME>=VERSION), and whether they can be imported.
+
+    After the first that cannot none is imported any more: those that use it would fail as well.
+    """
+    is_broken = False
     for name, least in re.findall(r"^([\w-]+)>=([\d.]+)$", requirements, re.MULTILINE):
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             yield Finding(name, MISSING, "`pip install -r requirements.txt`")
             continue
-        is_old = _numbers(version) < _numbers(least)
-        yield Finding(name, version, f"needs {least}: `pip install -U '{name}>={least}'`" if is_old else "")
+        fix = (
+            f"needs {least}: `pip install -U '{name}>={least}'`"
+            if _numbers(version) < _numbers(least)
+            else ""
+        )
+        problem = "" if is_broken or fix else _import_problem(name)
+        is_broken = is_broken or problem != ""
+        yield Finding(name, BROKEN, problem) if problem else Finding(name, version, fix)
+
+
+def _import_problem(name: str) -> str:
+    """Why a package that is installed cannot be imported, and what to do; '' where it can."""
+    module = MODULES.get(name, name)
+    try:
+        if module is not None:
+            importlib.import_module(module)
+    except (
+        Exception
+    ) as error:  # a broken package may raise anything: torchvision, of another torch's, RuntimeError
+        reason = " ".join(str(error).split())[:200]
+        fix = f"`pip install --force-reinstall {name}`"
+        if name in ("torch", "torchvision"):
+            fix = "`pip install --force-reinstall torch torchvision`, which must be of one release"
+        return f"{fix} ({type(error).__name__}: {reason})"
+    return ""
 
 
 def _numbers(version: str) -> list[int]:
@@ -102,8 +145,8 @@ def check_machine(output_dir: Path) -> Iterator[Finding]:
     yield Finding(f"results in {output_dir}", free if not fix else "cannot be written", fix)
 
 
-def check_config(config: "Config") -> Iterator[Finding]:
-    """Look for the data and the weights that a config names."""
+def check_config(config: Config) -> Iterator[Finding]:
+    """Look for the data, the weights, the checkpoint and the package that a config names."""
     from trainer.data import open_split
 
     for split in ("train", "val"):
@@ -115,6 +158,17 @@ def check_config(config: "Config") -> Iterator[Finding]:
             advice = f"{fetch}, or " if fetch else ""
             yield Finding(what, "missing or wrong", f"{error} ({advice}set data.root)")
     yield check_weights(config.model.backbone, config.model.pretrained)
+    if config.init_from is not None:
+        fix = (
+            ""
+            if config.init_from.is_file()
+            else "init_from: no such file; train the base step, or set it to null"
+        )
+        yield Finding("init_from", MISSING if fix else str(config.init_from), fix)
+    if config.logging.wandb is not None:
+        is_there = importlib.util.find_spec("wandb") is not None
+        fix = "" if is_there else "`pip install wandb`, or set logging.wandb to null"
+        yield Finding("wandb", MISSING if fix else "installed", fix)
 
 
 def check_weights(backbone: str, pretrained: bool | str) -> Finding:
@@ -131,10 +185,20 @@ def check_weights(backbone: str, pretrained: bool | str) -> Finding:
     import timm
     from huggingface_hub import try_to_load_from_cache
 
-    source = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
+    try:
+        source = timm.get_pretrained_cfg(backbone)
+    except RuntimeError:  # no such tag after the dot
+        source = None
     if source is None:
         return Finding(
             what, "unknown", "model.backbone: timm has no such model with weights; see timm.list_models()"
+        )
+    if not source.has_weights:
+        return Finding(
+            what,
+            "none to be fetched",
+            f"model.backbone: timm has no weights for {backbone}; take another backbone, or set model.pretrained=PATH, "
+            "or model.pretrained=false",
         )
     found = source.hf_hub_id and [
         path
@@ -152,14 +216,17 @@ def check_weights(backbone: str, pretrained: bool | str) -> Finding:
 
 
 def examine(path: Path | None, overrides: Sequence[str]) -> Iterator[Finding]:
-    """Look at everything; what cannot be looked at without a missing package is left out.
+    """Look at everything; what cannot be looked at with an old Python, or a package missing or broken, is left out.
 
     Raises ValueError or OSError for a config that is wrong.
     """
-    yield Finding("Python", platform.python_version())
+    python = check_python()
+    yield python
+    if python.fix:
+        return
     packages = list(check_packages((ROOT / "requirements.txt").read_text(encoding="utf-8")))
     yield from packages
-    if any(finding.found == MISSING for finding in packages):
+    if any(finding.found in (MISSING, BROKEN) for finding in packages):
         return
     from utils.config import load_config
 
@@ -181,6 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    if args.overrides and args.config is None:
+        parser.error("--set overrides a config: give --config, too")
     num_problems = 0
     try:
         for finding in examine(args.config, args.overrides):

@@ -103,6 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.data is not None:
             info.config["data"]["root"] = str(args.data)
         config = make_config(info.config, args.checkpoint, args.overrides)
+        if args.data is not None and config.data.name == "shapes":
+            raise ValueError(
+                f"--data {args.data}: data.name=shapes draws its images itself; leave --data out"
+            )
         with process_group(args.device, config.distributed.timeout) as worker:
             entry = evaluate_model(model.to(worker.device), info, config, worker)
             if worker.is_main:

@@ -9,6 +9,7 @@ Exit code 2: an error to mend, and no file.
 import argparse
 import json
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -239,13 +240,15 @@ def run(args: argparse.Namespace) -> str:
 
 
 def parse_size(text: str) -> tuple[int, int] | str:
-    """Read HxW or 'dynamic'."""
+    """Read HxW or 'dynamic'; raises ArgumentTypeError."""
     if text == "dynamic":
         return text
-    height, width = (int(side) for side in text.split("x"))
-    if min(height, width) < 1:
-        raise ValueError(text)
-    return height, width
+    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if sides is None:
+        raise argparse.ArgumentTypeError(
+            f"'{text}': give height and width in pixels, such as 512x768, or 'dynamic'"
+        )
+    return int(sides[1]), int(sides[2])
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -1,13 +1,15 @@
 """Segment images with a trained model.
 
-INPUT is an image, a folder (searched to its depths) or a glob in quotes. FOLDER gets, under the images' names, masks/
-(PNG, pixel = class id, in the classes' colours), overlays/ (the same over the image) and predictions.json (classes,
-and the share of every class in every image), all in the images' own size.
+INPUT is an image, a folder (searched to its depths) or a glob in quotes. FOLDER gets masks/ (PNG, pixel = class id, in
+the classes' colours), overlays/ (the same over the image) and predictions.json (classes, and the share of every class
+in every image), all in the images' own size. Results have the images' names, with the path from the folder given, of a
+glob from the folder before its first wildcard.
 Exit code 2: an error, or images that could not be read; the others are done.
 """
 
 import argparse
 import glob
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,13 +51,11 @@ def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:
     """
     found: dict[Path, Path] = {}
     for given in inputs:
-        paths = [Path(given)]
-        if not paths[0].exists():
-            paths = [Path(path) for path in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207 - absolute ones
-        images = [(name, image) for path in paths for name, image in _images_of(path, output)]
+        images = list(_images_of(given, output))
         if not images:
             raise FileNotFoundError(
-                f"{given}: no image; give a file, a glob, or a folder that holds {', '.join(IMAGE_SUFFIXES)}"
+                f"{given}: no image; give a file, a glob, or a folder that holds {', '.join(IMAGE_SUFFIXES)}, "
+                "outside --output"
             )
         for name, image in images:
             if found.setdefault(name, image).resolve() != image.resolve():
@@ -66,18 +66,31 @@ def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:
     return found
 
 
-def _images_of(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
+def _images_of(given: str, output: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield name and path of an input's images: a file as it is, of folders and globs what has an image's suffix."""
+    path = Path(given)
     if path.is_file():
-        yield Path(path.stem), path
-    for image in sorted(path.rglob("*")) if path.is_dir() else ():
-        inside = image.relative_to(path)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if (
-            image.suffix.lower() in IMAGE_SUFFIXES
-            and not hidden
-            and output.resolve() not in image.resolve().parents
-        ):
-            yield inside.with_suffix(""), image
+        root, images = path.parent, [path]
+    elif path.is_dir():
+        root, images = path, _search(path)
+    else:
+        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        matches = [Path(match) for match in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207 - absolute ones
+        images = [image for match in matches for image in (_search(match) if match.is_dir() else [match])]
+        images = [image for image in images if image.suffix.lower() in IMAGE_SUFFIXES]
+    for image in images:
+        if output.resolve() not in image.resolve().parents:
+            yield image.relative_to(root).with_suffix(""), image
+
+
+def _search(folder: Path) -> list[Path]:
+    """Images in a folder to its depths, without hidden ones."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
 
 
 class Images(Dataset[tuple[Tensor, Tensor, str]]):
@@ -187,16 +200,18 @@ def adapt_config(config: Config, mode: str | None, batch_size: int | None) -> Co
 
 
 def parse_side(text: str) -> int | str:
-    """Read --short-side."""
-    return text if text == "own" else parse_count(text)
+    """Read --short-side; raises ArgumentTypeError."""
+    try:
+        return text if text == "own" else parse_count(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or 'own'") from error
 
 
 def parse_count(text: str) -> int:
-    """Read a number of at least 1."""
-    count = int(text)
-    if count < 1:
-        raise ValueError(text)
-    return count
+    """Read a number of at least 1; raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': give a whole number of at least 1")
+    return int(text)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ leaves out. A rerun of the same command goes on where it stopped; what has been 
 import argparse
 import hashlib
 import json
+import math
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from datasets.unreadable import explain
 from tools.prepare_coco import read_coco
 from tools.prepare_labelme import read_labelme
 from tools.prepare_samples import Annotations, Sample, image_size, load_json, read_cityscapes
-from utils.arguments import finish, new_parser
+from utils.arguments import finish, help_texts, new_parser
 from utils.files import open_atomic, write_atomic
 
 EXAMPLES = """
@@ -272,28 +273,6 @@ def run(args: argparse.Namespace) -> list[str]:
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = new_parser("python -m tools.prepare_folder", __doc__, EXAMPLES)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="new folder, the later data.root"
-    )
-    common.add_argument(
-        "--classes",
-        nargs="+",
-        metavar="NAME",
-        help="labels that become classes, in the order of their ids; default: all, Labelme's by alphabet, COCO's by id",
-    )
-    common.add_argument("--link", action="store_true", help="link the images instead of copying them")
-    common.add_argument(
-        "--num-workers", type=int, default=2, metavar="N", help="processes that draw masks (2)"
-    )
-    fraction = argparse.ArgumentParser(add_help=False)
-    fraction.add_argument(
-        "--val-fraction",
-        type=parse_fraction,
-        default=0.1,
-        metavar="F",
-        help="share of the images that becomes val, by their ids, where --val is not given (0.1)",
-    )
     formats = parser.add_subparsers(
         title="formats",
         dest="format",
@@ -301,38 +280,77 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FORMAT",
         help="FORMAT --help lists its options",
     )
-    labelme = formats.add_parser(
-        "labelme", parents=[common, fraction], help="a folder of Labelme's JSON files"
-    )
-    labelme.add_argument("source", type=Path, metavar="FOLDER")
-    labelme.add_argument(
+    _, what = _add_format(formats, "labelme", "a folder of Labelme's JSON files")
+    what.add_argument("source", type=Path, metavar="FOLDER", help="searched to its depths")
+    what.add_argument(
         "--val", type=Path, metavar="FOLDER", help="that of the validation images; it may lie below the other"
     )
-    coco = formats.add_parser("coco", parents=[common, fraction], help="COCO's JSON, instances or panoptic")
-    coco.add_argument("source", type=Path, metavar="JSON")
-    coco.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="where the images lie")
-    coco.add_argument(
+    _add_fraction(what)
+    _, what = _add_format(formats, "coco", "COCO's JSON, instances or panoptic")
+    what.add_argument("source", type=Path, metavar="JSON", help="annotations of the training images")
+    what.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="where the images lie")
+    what.add_argument(
         "--masks",
         type=Path,
         metavar="FOLDER",
         help="panoptic PNGs; default: beside the JSON, a folder of its name",
     )
-    coco.add_argument("--val", type=Path, metavar="JSON", help="that of the validation images")
-    coco.add_argument("--val-images", type=Path, metavar="FOLDER", help="where these lie; default: --images")
-    coco.add_argument("--val-masks", type=Path, metavar="FOLDER", help="as --masks, for --val")
-    cityscapes = formats.add_parser(
-        "cityscapes", parents=[common], help="leftImg8bit/ and gtFine/ with train and val"
+    what.add_argument(
+        "--val", type=Path, metavar="JSON", help="that of the validation images; it may lie below the other"
     )
-    cityscapes.add_argument("source", type=Path, metavar="ROOT")
+    what.add_argument("--val-images", type=Path, metavar="FOLDER", help="where these lie; default: --images")
+    what.add_argument("--val-masks", type=Path, metavar="FOLDER", help="as --masks, for --val")
+    _add_fraction(what)
+    cityscapes, what = _add_format(formats, "cityscapes", "leftImg8bit/ and gtFine/ with train and val")
+    what.add_argument("source", type=Path, metavar="ROOT", help="holds the two folders")
     cityscapes.set_defaults(val=None, val_fraction=None)
     return parser
 
 
+def _add_format(
+    formats: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, what: str
+) -> tuple[argparse.ArgumentParser, argparse._ArgumentGroup]:
+    """Add the parser of a format, whose source is `what`; returns it, and its group that is to name the source."""
+    examples = [line for line in EXAMPLES.splitlines() if f"tools.prepare_folder {name} " in line]
+    description = f"Bring {what} into the layout of data.name=folder."
+    parser = formats.add_parser(name, help=what, **help_texts(description, "\n".join(examples)))
+    source = parser.add_argument_group("input")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="new folder, the later data.root"
+    )
+    output.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="labels that become classes, in the order of their ids; default: all, Labelme's by alphabet, COCO's by id",
+    )
+    output.add_argument("--link", action="store_true", help="link the images instead of copying them")
+    how = parser.add_argument_group("how it runs")
+    how.add_argument(
+        "--num-workers", type=int, default=2, metavar="N", help="processes that draw masks; default: 2"
+    )
+    return parser, source
+
+
+def _add_fraction(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--val-fraction",
+        type=parse_fraction,
+        default=0.1,
+        metavar="F",
+        help="share of the images that becomes val, by their ids, where --val is not given; default: 0.1",
+    )
+
+
 def parse_fraction(text: str) -> float:
-    """Read --val-fraction."""
-    fraction = float(text)
+    """Read --val-fraction; raises ArgumentTypeError."""
+    try:
+        fraction = float(text)
+    except ValueError:
+        fraction = math.nan
     if not 0 < fraction < 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"'{text}': give a number between 0 and 1, such as 0.1")
     return fraction
 
 

@@ -56,9 +56,12 @@ def draw_panels(
 def choose_images(dataset: SegmentationDataset, task: Task, count: int) -> list[str]:
     """Return the ids of images that together show classes of as many steps as possible, then as many classes.
 
-    Of a sample spread over the split, the same whatever the ranks and whenever it is asked; in the split's order.
+    Of NUM_CANDIDATES images at most, spread over the split, the same whatever the ranks and whenever it is asked; in
+    the split's order.
     """
-    candidates = dataset.ids[:: max(1, len(dataset.ids) // NUM_CANDIDATES)][:NUM_CANDIDATES] if count else ()
+    num_candidates = min(NUM_CANDIDATES, len(dataset.ids)) if count else 0
+    places = np.linspace(0, len(dataset.ids) - 1, num_candidates).round().astype(int)
+    candidates = [dataset.ids[place] for place in places]
     table, step_of = task.remap_table(), np.zeros(256, dtype=np.int64)
     for step in task.steps:
         step_of[list(step.new_classes)] = step.index

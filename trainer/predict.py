@@ -6,6 +6,7 @@ interpolation of it changes which class is the most likely.
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from typing import TypeVar
@@ -56,14 +57,28 @@ def predict_all(
     """Yield what goes with each image and the image's classes, as `predict` gives them; not quite in order.
 
     samples: image (3,h,w), the size (H,W) of its classes, and what goes with it. Of every `evaluate.batch_size`
-    images, those of one shape share a forward pass.
+    images, those of one shape share a forward pass; of sliding windows, so many do.
     """
     samples = iter(samples)
     while batch := list(itertools.islice(samples, config.evaluate.batch_size)):
-        for indices in group_by_shape([image for image, _, _ in batch]):
-            images = torch.stack([batch[i][0].to(device, non_blocking=True) for i in indices])
-            predictions = predict(model, images, [batch[i][1] for i in indices], config)
-            yield from ((batch[i][2], classes) for i, classes in zip(indices, predictions, strict=True))
+        for group in group_by_shape([image for image, _, _ in batch]):
+            size = images_at_once(batch[group[0]][0].shape[1:], config)
+            for indices in (group[start : start + size] for start in range(0, len(group), size)):
+                images = torch.stack([batch[i][0].to(device, non_blocking=True) for i in indices])
+                predictions = predict(model, images, [batch[i][1] for i in indices], config)
+                yield from ((batch[i][2], classes) for i, classes in zip(indices, predictions, strict=True))
+
+
+def images_at_once(size: torch.Size, config: Config) -> int:
+    """Return how many images (h,w) to look at together, of which scores are kept, K floats a pixel.
+
+    A batch of them; of sliding windows as many as a batch of windows has pixels for: a batch of large images would take
+    gigabytes.
+    """
+    batch_size = config.evaluate.batch_size
+    if config.evaluate.mode != "sliding":
+        return batch_size
+    return math.ceil(batch_size * config.train.crop_size**2 / (size[0] * size[1]))
 
 
 def score_views(model: SegmentationModel, images: Tensor, config: Config) -> Tensor:

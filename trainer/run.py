@@ -29,6 +29,7 @@ from utils.files import write_atomic
 from utils.html_report import write_html_report
 from utils.lock import lock
 from utils.logging import RunLog
+from utils.metrics import pixel_flow
 from utils.report import (
     SCORES,
     build_results,
@@ -274,10 +275,22 @@ def assess(
         save_confusion(config.run_dir, step.index, validation.confusion, class_names)
         last_iteration = max(0, first_iteration + plan.num_iterations(step, worker) - 1)
         log.start_evaluation(step.index)
-        log.metrics(step.index, last_iteration, groups)
+        log.metrics(step.index, last_iteration, step_curves(entry, validation.confusion, step.num_old))
         for image_id, panel in draw_panels(plan, step, model, worker):
             log.image(f"panels/{image_id}", last_iteration, panel)
     return entry
+
+
+def step_curves(entry: Mapping[str, Any], confusion: npt.NDArray[np.int64], num_old: int) -> dict[str, float]:
+    """Return the scores of a step that become points of curves, by the names of results.json; those that it has.
+
+    `old_pixels_lost_to_background`, which is not there, is the share that report.html shows, of `confusion` (K,K).
+    """
+    scores = {name: entry[name] for name in SCORES}
+    scores |= {f"per_class_iou/{name}": iou for name, iou in entry["per_class_iou"].items()}
+    lost = float(pixel_flow(confusion, num_old)[1, 1])
+    scores["old_pixels_lost_to_background"] = None if np.isnan(lost) else lost
+    return {name: value for name, value in scores.items() if value is not None}
 
 
 def iou_vector(entry: Mapping[str, Any]) -> npt.NDArray[np.float64]:

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def new_parser(command: str, description: str | None, examples: str) -> argparse.ArgumentParser:
@@ -10,13 +11,17 @@ def new_parser(command: str, description: str | None, examples: str) -> argparse
 
     command: how the program is called, such as 'python -m tools.predict'.
     """
+    return argparse.ArgumentParser(prog=command, **help_texts(description, examples))
+
+
+def help_texts(description: str | None, examples: str) -> dict[str, Any]:
+    """Return what makes a parser's help that of `new_parser`, as arguments for `add_parser`."""
     lines = "".join(f"  {line}\n" for line in examples.strip().splitlines())
-    return argparse.ArgumentParser(
-        prog=command,
-        description=description,
-        epilog=f"examples:\n{lines}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    return {
+        "description": description,
+        "epilog": f"examples:\n{lines}",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
 
 
 def add_config(group: argparse._ArgumentGroup, required: bool = True) -> None:

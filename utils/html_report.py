@@ -55,7 +55,8 @@ def write_html_report(run_dir: Path) -> Path:
     """Write report.html into a run's folder and return its path.
 
     Raises FileNotFoundError where no step has been finished, ValueError naming a file that holds something else,
-    SaveError. Confusion matrices and images that are missing or damaged are left out and named in the report.
+    SaveError. Confusion matrices, images, lines of metrics.jsonl and a config that are damaged are left out and named
+    in the report.
     """
     results = read_results(run_dir)
     try:
@@ -89,10 +90,10 @@ def render(run_dir: Path, results: Mapping[str, Any]) -> str:
     confusions, problems = read_confusions(run_dir, steps)
     panels, damaged = read_panels(run_dir, len(steps))
     problems += damaged
-    metrics_path, config_path = run_dir / "metrics.jsonl", run_dir / "config.yaml"
-    training = (
-        [line for line in read_metrics(metrics_path) if "epoch" in line] if metrics_path.exists() else []
-    )
+    training, damaged = read_training(run_dir)
+    problems += damaged
+    config, damaged = read_config(run_dir)
+    problems += damaged
     flows = {index: pixel_flow(matrix, num_old(steps, index)) for index, matrix in confusions.items()}
     shown_ids = sorted({int(c) for panel in panels for mask in masks_of(panel) for c in np.unique(mask)})
     # What is not evaluated (255) is no class.
@@ -127,7 +128,7 @@ def render(run_dir: Path, results: Mapping[str, Any]) -> str:
         colours={c: colour for c, _, colour in legend},
         class_names={c: name for c, name, _ in legend},
         problems=problems,
-        config=config_path.read_text(encoding="utf-8") if config_path.exists() else None,
+        config=config,
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         plotly=get_plotlyjs(),
     )
@@ -168,6 +169,27 @@ def read_confusions(
                 f"confusion/step_{index}.csv: {len(matrix)} classes, results.json has {len(step['per_class_iou'])}"
             )
     return confusions, problems
+
+
+def read_training(run_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return what metrics.jsonl says of the training; second come the problems met, a line each."""
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return [], []
+    lines, damaged = read_metrics(path)
+    problems = [f"{path}: left out: damaged lines ({', '.join(map(str, damaged))})"] if damaged else []
+    return [line for line in lines if "epoch" in line], problems
+
+
+def read_config(run_dir: Path) -> tuple[str | None, list[str]]:
+    """Return the text of config.yaml, None where there is none; second come the problems met, a line each."""
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        return None, []
+    try:
+        return path.read_text(encoding="utf-8"), []
+    except UnicodeDecodeError as error:
+        return None, [f"{path}: left out: {error}"]
 
 
 def draw(

@@ -1,6 +1,5 @@
 """What a run says while it trains: console and log.txt, one progress bar, metrics.jsonl, TensorBoard, W&B."""
 
-import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -145,7 +144,8 @@ class RunLog:
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         if self._metrics_path.exists():
-            kept = [json.dumps(line) + "\n" for line in read_metrics(self._metrics_path) if wanted(line)]
+            lines, _ = read_metrics(self._metrics_path)
+            kept = [json.dumps(line) + "\n" for line in lines if wanted(line)]
             write_atomic(self._metrics_path, "".join(kept))
 
     def _open_writer(self, purge_step: int | None) -> None:
@@ -166,10 +166,16 @@ class RunLog:
             self._logger.removeHandler(handler)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; one that was cut off, as by a full disk, is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
-    return lines
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the lines of metrics.jsonl, and the numbers of those left out: cut off, as by a full disk, or no entry."""
+    lines, damaged = [], []
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            line = None
+        if isinstance(line, dict) and {"step", "iteration"} <= line.keys():
+            lines.append(line)
+        else:
+            damaged.append(number)
+    return lines, damaged

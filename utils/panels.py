@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datasets.masks import Colour, DataError, UInt8Array, read_mask
+from datasets.masks import UNDECODABLE, Colour, DataError, UInt8Array, describe_undecodable, read_mask
 from utils.files import write_atomic
 
 IGNORED_COLOUR = (224, 224, 192)
@@ -55,7 +55,7 @@ def read_panels(run_dir: Path, num_steps: int) -> tuple[list[Panel], list[str]]:
     panels, problems = [], []
     for folder in sorted(path for path in (run_dir / "panels").glob("*") if path.is_dir()):
         try:
-            image, truth = (folder / "image.jpg").read_bytes(), read_mask(folder / "ground_truth.png")
+            image, truth = _read_image(folder / "image.jpg"), read_mask(folder / "ground_truth.png")
         except (DataError, OSError) as error:
             problems.append(f"left out: {error}")
             continue
@@ -73,3 +73,14 @@ def read_panels(run_dir: Path, num_steps: int) -> tuple[list[Panel], list[str]]:
             predictions.append(mask)
         panels.append(Panel(folder.name, image, truth, predictions))
     return panels, problems
+
+
+def _read_image(path: Path) -> bytes:
+    """The content of an image's file; raises DataError or OSError where it cannot be shown."""
+    content = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except UNDECODABLE as error:
+        raise DataError(describe_undecodable(path, "an image", error)) from error
+    return content

@@ -295,9 +295,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="panoptic PNGs; default: beside the JSON, a folder of its name",
     )
-    what.add_argument(
-        "--val", type=Path, metavar="JSON", help="that of the validation images; it may lie below the other"
-    )
+    what.add_argument("--val", type=Path, metavar="JSON", help="that of the validation images")
     what.add_argument("--val-images", type=Path, metavar="FOLDER", help="where these lie; default: --images")
     what.add_argument("--val-masks", type=Path, metavar="FOLDER", help="as --masks, for --val")
     _add_fraction(what)

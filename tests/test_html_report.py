@@ -54,7 +54,7 @@ def write_run(
                 num_base=num_seen[1],
                 num_train_images=10 + step,
                 num_val_images=2,
-                seconds=1.5,
+                seconds=185.0,
             )
         )
         save_confusion(folder, step, confusion, names[:seen])
@@ -115,6 +115,10 @@ def test_heat_maps_hold_iou_forgetting_and_what_is_lost_to_background(run_dir: P
     np.testing.assert_allclose(lost, np.array([[nan, nan], [25, 50], [0, 50], [nan, 0]]))
     assert figures["classes"].layout.shapes[0].y0 == 2.5, "between the third class and the first of step 1"
     assert "flow" not in figures, "without confusion matrices there is nothing to show"
+
+
+def test_training_time_is_in_human_units(run_dir: Path) -> None:
+    assert "<td>3 min 5 s</td>" in write_html_report(run_dir).read_text(encoding="utf-8")
 
 
 def test_a_little_forgetting_does_not_look_like_much() -> None:

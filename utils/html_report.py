@@ -32,6 +32,7 @@ from utils.metrics import (
 from utils.panels import IGNORED_COLOUR, Panel, read_panels
 from utils.plots import iou_matrix, run_title
 from utils.report import SCORES, load_confusion
+from utils.units import format_duration
 
 TEMPLATE = "html_report.jinja"
 NUM_CONFUSIONS = 12
@@ -111,6 +112,7 @@ def render(run_dir: Path, results: Mapping[str, Any]) -> str:
         title=run_title(results),
         results=results,
         steps=steps,
+        duration=format_duration,
         task=task,
         colour_of=dict(zip(names, task.colours, strict=True)),
         scores=SCORES,

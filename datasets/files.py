@@ -176,6 +176,11 @@ def tell(error: OSError | ValueError, problems: list[str] | None) -> None:
     problems.append(str(error))
 
 
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a path below `folder` is hidden, or lies in a hidden folder there."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
 def list_files(
     folder: Path, suffixes: Collection[str], expected: str, problems: list[str] | None = None
 ) -> dict[str, Path]:

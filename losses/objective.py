@@ -68,8 +68,8 @@ class Objective:
     background of the labels for the cross-entropy; pseudo_label_weight: weight of its pixels there; adaptive_factor:
     PLOP's factor of every image, with the mean then over all pixels, as the paper has it. local_pod_weights: of the
     backbone's stages, the features and the logits, all scaled by √(K / K_new). auxiliary_weight: for models that have
-    an auxiliary classifier. The other weights are the factors of their terms; a kind says what of; where
-    the model decodes classes per image, feature distillation of any kind keeps their embeddings as well.
+    an auxiliary classifier. The other weights are the factors of their terms; a kind says what of; where the model
+    decodes classes per image, feature distillation of any kind keeps their embeddings as well.
     Without arguments: a base step's cross-entropy.
     """
 

@@ -51,17 +51,22 @@ def test_torchscript_of_dynamic_size_runs_without_this_code_and_names_its_classe
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of a tiny Segmenter, untrained, whose position embeddings are those of a crop of 32 pixels."""
-    folder = tmp_path_factory.mktemp("segmenter")
-    fields = ["model.name=segmenter", "model.backbone=test_vit", "model.num_heads=2", "model.num_blocks=1"]
+def save_untrained(folder: Path, *fields: str) -> Path:
+    """The checkpoint of a tiny untrained model of three classes."""
     config = load_config(write_tiny_config(folder), fields)
     torch.manual_seed(0)
     described = {"step": 0, "num_classes": [3], "class_names": CLASSES[:3], "palette": [[0, 0, 0]] * 3}
     path = folder / "step_0.pth"
     save_checkpoint(path, new_model(config, [3]), **described, config=config.model_dump(mode="json"))
     return path
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a tiny Segmenter, untrained, whose position embeddings are those of a crop of 32 pixels."""
+    folder = tmp_path_factory.mktemp("segmenter")
+    fields = ["model.name=segmenter", "model.backbone=test_vit", "model.num_heads=2", "model.num_blocks=1"]
+    return save_untrained(folder, *fields)
 
 
 @torch.no_grad()
@@ -84,11 +89,8 @@ def test_pt2_of_dynamic_size_takes_images_and_batches_of_any_size(
 
 @torch.no_grad()
 def test_a_backbone_with_tensorflows_padding_takes_images_of_any_size(tmp_path: Path) -> None:
-    fields = ["model.backbone=tf_efficientnet_lite0", "model.output_stride=16"]
-    config = load_config(write_tiny_config(tmp_path), fields)
-    described = {"step": 0, "num_classes": [3], "class_names": CLASSES[:3], "palette": [[0, 0, 0]] * 3}
-    checkpoint, path = tmp_path / "step_0.pth", tmp_path / "m.pt2"
-    save_checkpoint(checkpoint, new_model(config, [3]), **described, config=config.model_dump(mode="json"))
+    checkpoint = save_untrained(tmp_path, "model.backbone=tf_efficientnet_lite0", "model.output_stride=16")
+    path = tmp_path / "m.pt2"
     assert main([str(checkpoint), "--format", "pt2", "--size", "dynamic", "--output", str(path)]) == 0
     model, _ = load_model(checkpoint)
     exported = torch.export.load(path).module()

@@ -73,11 +73,8 @@ def check_packages(requirements: str) -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             yield Finding(name, MISSING, "`pip install -r requirements.txt`")
             continue
-        fix = (
-            f"needs {least}: `pip install -U '{name}>={least}'`"
-            if _numbers(version) < _numbers(least)
-            else ""
-        )
+        is_old = _numbers(version) < _numbers(least)
+        fix = f"needs {least}: `pip install -U '{name}>={least}'`" if is_old else ""
         problem = "" if is_broken or fix else _import_problem(name)
         is_broken = is_broken or problem != ""
         yield Finding(name, BROKEN, problem) if problem else Finding(name, version, fix)
@@ -89,9 +86,7 @@ def _import_problem(name: str) -> str:
     try:
         if module is not None:
             importlib.import_module(module)
-    except (
-        Exception
-    ) as error:  # a broken package may raise anything: torchvision, of another torch's, RuntimeError
+    except Exception as error:  # a broken package may raise anything, such as torchvision RuntimeError
         reason = " ".join(str(error).split())[:200]
         fix = f"`pip install --force-reinstall {name}`"
         if name in ("torch", "torchvision"):
@@ -159,11 +154,8 @@ def check_config(config: Config) -> Iterator[Finding]:
             yield Finding(what, "missing or wrong", f"{error} ({advice}set data.root)")
     yield check_weights(config.model.backbone, config.model.pretrained)
     if config.init_from is not None:
-        fix = (
-            ""
-            if config.init_from.is_file()
-            else "init_from: no such file; train the base step, or set it to null"
-        )
+        is_there = config.init_from.is_file()
+        fix = "" if is_there else "init_from: no such file; train the base step, or set it to null"
         yield Finding("init_from", MISSING if fix else str(config.init_from), fix)
     if config.logging.wandb is not None:
         is_there = importlib.util.find_spec("wandb") is not None

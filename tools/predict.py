@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 
-from datasets.files import check_libraries, describe_aspect, read_image
+from datasets.files import check_libraries, describe_aspect, is_hidden, read_image
 from datasets.folder import IMAGE_SUFFIXES
 from datasets.masks import DataError, UInt8Array
 from datasets.transforms import resize_short_side
@@ -88,8 +88,7 @@ def _search(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path, folder)
     ]
 
 

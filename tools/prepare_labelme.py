@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from datasets.files import is_hidden
 from datasets.masks import UNDECODABLE, DataError, UInt8Array
 from tools.prepare_samples import (
     RESERVED,
@@ -37,8 +38,7 @@ def read_labelme(folder: Path, left_out: Iterable[Path] = ()) -> Annotations:
     files = sorted(
         file
         for file in folder.rglob("*.json")
-        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and others.isdisjoint((root / file.relative_to(folder)).parents)
+        if not is_hidden(file, folder) and others.isdisjoint((root / file.relative_to(folder)).parents)
     )
     if not files:
         raise FileNotFoundError(f"{folder}: no JSON file; give the folder into which Labelme has saved")

@@ -43,9 +43,9 @@ def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
     from trainer.checks import check_config
+    from trainer.config import load_config
     from trainer.plan import describe, prepare
     from trainer.run import run
-    from utils.config import load_config
     from utils.distributed import find_worker, process_group
     from utils.errors import RunError
     from utils.signals import Interruption

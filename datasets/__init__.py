@@ -7,7 +7,7 @@ A data set is a module with `CLASSES` and `PALETTE` (index = data set id, backgr
 from pathlib import Path
 
 from datasets import ade20k, cityscapes, folder, voc
-from datasets.files import FileDataset
+from datasets.file_dataset import FileDataset
 from datasets.shapes import ShapesDataset
 
 SegmentationDataset = FileDataset | ShapesDataset

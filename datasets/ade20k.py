@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.files import FileDataset, check_split, list_files, pair_samples
+from datasets.file_dataset import FileDataset, check_split, list_files, pair_samples
 from datasets.masks import Colour
 
 _FOLDER_OF_SPLIT = {"train": "training", "val": "validation"}

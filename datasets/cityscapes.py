@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from datasets.files import FileDataset, check_split, list_files, pair_samples
+from datasets.file_dataset import FileDataset, check_split, list_files, pair_samples
 from datasets.masks import Colour, MaskCoding
 from datasets.tasks import IGNORE_INDEX
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from datasets.files import FileDataset, describe_size
+from datasets.file_dataset import FileDataset, describe_size
 from datasets.masks import UNDECODABLE, DataError, MaskCoding, describe_mask_format, describe_undecodable
 from datasets.tasks import IGNORE_INDEX
 from datasets.unreadable import MAX_NAMED, Unreadable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.class_list import read_class_list
-from datasets.files import FileDataset, check_split, list_files, make_palette, pair_samples
+from datasets.file_dataset import FileDataset, check_split, list_files, make_palette, pair_samples
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from datasets.files import make_palette
+from datasets.file_dataset import make_palette
 from datasets.masks import Colour, UInt8Array
 
 CLASSES = ("background", "disc", "diamond", "triangle", "cross", "ring", "star")

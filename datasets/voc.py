@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.files import FileDataset, check_split, list_files, make_palette, pair_samples, read_lines
+from datasets.file_dataset import FileDataset, check_split, list_files, make_palette, pair_samples, read_lines
 
 CLASSES = (
     "background",

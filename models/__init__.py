@@ -2,9 +2,9 @@
 
 from models.base import SegmentationModel
 from models.build import MODELS, build_model
-from models.checkpoint import ModelInfo, load_model
 from models.deeplabv3 import DeepLabV3
 from models.output import SegOutput
+from models.saved import ModelInfo, load_model
 from models.segmenter import Segmenter
 
 __all__ = [

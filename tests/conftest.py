@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import run_main, write_tiny_config
+from tests.support.cli import run_main, write_tiny_config
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
 
 # A part that takes plain tensors: beyond the standard library and its own siblings it may import these only.
 ALLOWED = {"losses": {"torch"}, "models": {"torch", "timm"}}

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
+
 SKIPPED = {".venv", "venv", "runs", "data_root", "data", "build"}
-UNPACKER = "tools/fetch.py"  # checks every member of an archive first (tests/test_downloads.py)
+UNPACKER = "tools/fetch.py"  # checks every member of an archive first (tests/tools/test_downloads.py)
 # The test of a refused pickle has to write one.
-PICKLES = {"tests/test_checkpoint.py"}
+PICKLES = {"tests/trainer/test_checkpoint.py"}
 
 
 def files(suffix: str) -> list[Path]:
@@ -125,10 +126,10 @@ def test_the_tree_is_searched() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in files(".py")}
     assert {
         "main.py",
-        "models/checkpoint.py",
+        "models/saved.py",
         "models/backbone.py",
         "tools/fetch.py",
-        "tests/cli.py",
+        "tests/support/cli.py",
     } <= names
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from tools import benchmark_rows as rows
-from tools.benchmark_rows import Row, Setup
+from tools.bench import rows as rows
+from tools.bench.rows import Row, Setup
+from trainer.config import Config, load_config
 from utils.arguments import add_device, new_parser
-from utils.config import Config, load_config
 from utils.distributed import process_group
-from utils.report import environment
+from utils.report.results import environment
 
 EXAMPLES = """
 python -m tools.benchmark all --json figures.json

@@ -14,14 +14,14 @@ import numpy as np
 
 from datasets import SegmentationDataset, ShapesDataset
 from datasets.class_index import map_in_processes
-from datasets.files import FileDataset, check_libraries, check_size, read_image
+from datasets.file_dataset import FileDataset, check_libraries, check_size, read_image
 from datasets.incremental import select_training_images
 from datasets.masks import DataError, MaskCoding, read_mask
 from datasets.tasks import IGNORE_INDEX, Task, build_task
 from datasets.unreadable import explain
+from trainer.config import Config, load_config
 from trainer.data import open_split, resolve_class_order
 from utils.arguments import add_config, new_parser
-from utils.config import Config, load_config
 from utils.files import write_atomic
 
 EXAMPLES = """

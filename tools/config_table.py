@@ -8,8 +8,8 @@ from typing import Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from trainer.config import METHODS, Config, flatten
 from utils.arguments import new_parser
-from utils.config import METHODS, Config, flatten
 
 
 def config_table() -> str:

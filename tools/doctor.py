@@ -22,7 +22,9 @@ from utils.arguments import add_config, new_parser
 from utils.units import format_size
 
 if TYPE_CHECKING:
-    from utils.config import Config  # at run time only once the packages that it needs are known to be there
+    from trainer.config import (
+        Config,  # at run time only once the packages that it needs are known to be there
+    )
 
 EXAMPLES = """
 python -m tools.doctor
@@ -118,7 +120,7 @@ def check_devices() -> Iterator[Finding]:
 
 def check_machine(output_dir: Path) -> Iterator[Finding]:
     """Look at OpenCV and its libGL, shared memory, and the folder of the runs."""
-    from datasets.files import check_libraries
+    from datasets.file_dataset import check_libraries
 
     try:
         check_libraries()
@@ -220,7 +222,7 @@ def examine(path: Path | None, overrides: Sequence[str]) -> Iterator[Finding]:
     yield from packages
     if any(finding.found in (MISSING, BROKEN) for finding in packages):
         return
-    from utils.config import load_config
+    from trainer.config import load_config
 
     config = load_config(path, overrides) if path else None
     yield from check_devices()

@@ -11,14 +11,14 @@ from typing import Any
 
 from datasets.tasks import Step, Task
 from models import ModelInfo, SegmentationModel, load_model
+from trainer.config import Config, make_config
 from trainer.plan import plan_evaluation
 from trainer.score import validate
 from utils.arguments import add_checkpoint, add_device, add_set, new_parser
-from utils.config import Config, make_config
 from utils.distributed import Worker, process_group
 from utils.errors import RunError
 from utils.files import write_atomic
-from utils.report import SCORES, make_step_entry
+from utils.report.results import SCORES, make_step_entry
 
 EXAMPLES = """
 python -m tools.evaluate runs/demo/checkpoints/step_2.pth --json figures.json

@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.files import read_image
+from datasets.file_dataset import read_image
 from models import ModelInfo, SegmentationModel, load_model
+from trainer.config import Config, make_config
 from trainer.data import open_split
 from utils.arguments import add_checkpoint, new_parser
-from utils.config import Config, make_config
 from utils.units import format_size
 
 EXAMPLES = """

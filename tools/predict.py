@@ -22,15 +22,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 
-from datasets.files import check_libraries, describe_aspect, is_hidden, read_image
+from datasets.file_dataset import check_libraries, describe_aspect, is_hidden, read_image
 from datasets.folder import IMAGE_SUFFIXES
 from datasets.masks import DataError, UInt8Array
 from datasets.transforms import resize_short_side
 from datasets.unreadable import explain
 from models import ModelInfo, load_model
-from trainer.predict import predict_all
+from trainer.config import Config, make_config
+from trainer.inference import predict_all
 from utils.arguments import add_checkpoint, add_device, finish, new_parser
-from utils.config import Config, make_config
 from utils.console import progress_bar
 from utils.distributed import find_worker
 from utils.files import open_atomic, write_atomic

@@ -25,13 +25,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from datasets.class_index import map_in_processes
 from datasets.class_list import IGNORE_NAME, MAX_CLASSES, read_class_list
-from datasets.files import SPLITS, describe_size, make_palette
+from datasets.file_dataset import SPLITS, describe_size, make_palette
 from datasets.folder import IMAGE_SUFFIXES
 from datasets.masks import UNDECODABLE, Colour, DataError
 from datasets.unreadable import explain
-from tools.prepare_coco import read_coco
-from tools.prepare_labelme import read_labelme
-from tools.prepare_samples import Annotations, Sample, image_size, load_json, read_cityscapes
+from tools.prepare.coco import read_coco
+from tools.prepare.labelme import read_labelme
+from tools.prepare.samples import Annotations, Sample, image_size, load_json, read_cityscapes
 from utils.arguments import finish, help_texts, new_parser
 from utils.files import open_atomic, write_atomic
 

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    from utils.html_report import write_html_report  # plotly: not for --help
+    from utils.report.html import write_html_report  # plotly: not for --help
 
     try:
         for run_dir in args.runs:

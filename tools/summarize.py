@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainer.config import MAY_DIFFER, flatten, read_yaml
 from utils.arguments import new_parser
-from utils.config import MAY_DIFFER, flatten, read_yaml
 from utils.files import write_atomic
 
 EXAMPLES = """
@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         rows = summarize(runs, group_by)
         if args.plot is not None:
-            from tools.summary_figure import draw  # matplotlib takes longer to load than a table to print
+            from tools.summary.figure import draw  # matplotlib takes longer to load than a table to print
 
             write_atomic(args.plot, draw(rows))
     except (ValueError, OSError) as error:

@@ -26,8 +26,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tools.summarize import read_run
-from utils.arguments import new_parser
-from utils.config import (
+from trainer.config import (
     BINARY,
     MAY_DIFFER,
     Config,
@@ -37,6 +36,7 @@ from utils.config import (
     read_yaml,
     with_defaults,
 )
+from utils.arguments import new_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = """

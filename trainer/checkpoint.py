@@ -9,11 +9,11 @@ from torch import Tensor
 from models import SegmentationModel, build_model
 
 # Reading is the models' own, so that a model needs no trainer; this is the trainer's place of both.
-from models.checkpoint import digest as digest
-from models.checkpoint import load_checkpoint as load_checkpoint
-from models.checkpoint import load_saved as load_saved
-from models.checkpoint import load_weights_of
-from utils.config import Config
+from models.saved import digest as digest
+from models.saved import load_checkpoint as load_checkpoint
+from models.saved import load_saved as load_saved
+from models.saved import load_weights_of
+from trainer.config import Config
 from utils.files import open_atomic, writing
 
 

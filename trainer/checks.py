@@ -7,8 +7,8 @@ from typing import Any
 from datasets.tasks import Task, build_task
 from models import MODELS
 from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_base
+from trainer.config import BINARY, Config, differing_fields, read_yaml, with_defaults
 from trainer.data import CLASSES, resolve_class_order
-from utils.config import BINARY, Config, differing_fields, read_yaml, with_defaults
 from utils.distributed import Worker
 
 

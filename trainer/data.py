@@ -7,12 +7,12 @@ import numpy as np
 from datasets import SegmentationDataset, ade20k, cityscapes, open_dataset, shapes, voc
 from datasets.class_index import index_classes
 from datasets.class_orders import VOC_CLASS_ORDERS
-from datasets.files import check_libraries
+from datasets.file_dataset import check_libraries
 from datasets.memory import select_memories
 from datasets.shapes import ShapesDataset
 from datasets.tasks import Task
 from datasets.unreadable import Unreadable
-from utils.config import Config
+from trainer.config import Config
 
 CLASSES = {
     "voc": voc.CLASSES,

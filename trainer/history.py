@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.config import Config
+from trainer.config import Config
 from utils.distributed import Worker
 from utils.errors import RunError
 from utils.logging import RunLog

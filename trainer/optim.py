@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from models import SegmentationModel
-from utils.config import TrainConfig
+from trainer.config import TrainConfig
 
 
 def freeze_batch_norm(model: nn.Module) -> None:

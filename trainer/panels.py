@@ -13,10 +13,10 @@ from datasets.masks import Colour, DataError, UInt8Array
 from datasets.tasks import IGNORE_INDEX, Step, Task
 from datasets.transforms import EvaluateTransform
 from models import SegmentationModel
+from trainer.inference import predict
 from trainer.plan import Plan
-from trainer.predict import predict
 from utils.distributed import Worker
-from utils.panels import IGNORED_COLOUR, write_image, write_mask
+from utils.report.pictures import IGNORED_COLOUR, write_image, write_mask
 
 MAX_SIDE = 320
 """Pixels of a panel's longer side: enough to look at, and a run's are a few MB at most."""

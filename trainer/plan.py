@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import SegmentationDataset
-from datasets.files import check_libraries
+from datasets.file_dataset import check_libraries
 from datasets.incremental import TrainSampler, select_training_images
 from datasets.selection import SETTINGS, select_images, split_holdout
 from datasets.shapes import ShapesDataset
@@ -12,8 +12,8 @@ from datasets.tasks import Step, Task, build_task
 from models import SegmentationModel
 from trainer.checkpoint import checkpoint_path, new_model
 from trainer.checks import check_base, check_config, check_run_dir, check_selection, finished_steps
+from trainer.config import Config
 from trainer.data import choose_memories, index_splits, open_split, resolve_class_order
-from utils.config import Config
 from utils.distributed import Worker, seed_everything
 
 

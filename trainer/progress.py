@@ -11,7 +11,7 @@ import torch
 
 from datasets.tasks import Step
 from trainer.checkpoint import load_saved, save
-from utils.config import Config
+from trainer.config import Config
 from utils.distributed import Worker
 from utils.logging import RunLog
 from utils.signals import Interruption, name_of

@@ -17,20 +17,20 @@ from models import SegmentationModel
 from models.backbone import synchronise_batch_norm
 from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_base, restore_model, save_checkpoint
 from trainer.checks import synchronises_batch_norm
+from trainer.config import TrainConfig, flatten
 from trainer.panels import draw_panels
 from trainer.plan import Plan
 from trainer.progress import clear_progress
 from trainer.score import best_weights, score_on_holdout, validate
 from trainer.step import build_objective, train_step
 from trainer.thresholds import measure_thresholds
-from utils.config import TrainConfig, flatten
 from utils.distributed import Worker, seed_everything
 from utils.files import write_atomic
-from utils.html_report import write_html_report
 from utils.lock import lock
 from utils.logging import RunLog
 from utils.metrics import pixel_flow
-from utils.report import (
+from utils.report.html import write_html_report
+from utils.report.results import (
     SCORES,
     build_results,
     format_table,

@@ -12,8 +12,8 @@ from datasets.tasks import Step
 from datasets.transforms import EvaluateTransform
 from datasets.unreadable import Unreadable
 from models import SegmentationModel
-from trainer.evaluate import evaluate
 from trainer.plan import Plan
+from trainer.validation import evaluate
 from utils.distributed import Worker
 from utils.metrics import iou_per_class, mean_iou
 

@@ -18,12 +18,12 @@ from losses.entropy_pseudo_label import EntropyPseudoLabel
 from losses.objective import Objective
 from losses.pseudo_label import SelectivePseudoLabel
 from models import SegmentationModel
+from trainer.config import BINARY, Config, PseudoLabelConfig, TrainConfig
 from trainer.history import History, NonFiniteLossError
+from trainer.inference import autocast
 from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
-from trainer.predict import autocast
 from trainer.progress import MidStepSaves, Stateful
 from trainer.score import BestWeights
-from utils.config import BINARY, Config, PseudoLabelConfig, TrainConfig
 from utils.distributed import Worker
 from utils.logging import RunLog
 from utils.signals import Interruption, leave_signals_to_parent

@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader
 from datasets.incremental import StepDataset
 from losses.entropy_pseudo_label import NUM_BINS, entropy_histogram, median_thresholds
 from models import SegmentationModel
-from trainer.predict import autocast
-from utils.config import Config
+from trainer.config import Config
+from trainer.inference import autocast
 from utils.distributed import Worker
 from utils.signals import leave_signals_to_parent
 

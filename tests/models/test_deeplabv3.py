@@ -1,0 +1,303 @@
+"""models/: shapes, heads that grow, normalisation, weights, and errors for backbones that do not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from models import DeepLabV3
+from models.backbone import build_backbone, pixel_statistics, synchronise_batch_norm
+from models.output import most_likely
+from tests.support.paths import WEIGHTS
+
+
+def small_model(num_classes: list[int] | None = None, **options: Any) -> DeepLabV3:
+    """A seeded DeepLabV3 of few parameters, in evaluation mode."""
+    torch.manual_seed(0)
+    options = {"backbone": "test_resnet", "output_stride": 16, "channels": 8, **options}
+    return DeepLabV3(num_classes or [3], **options).eval()
+
+
+def random_images(height: int = 32, width: int = 48, batch: int = 2) -> Tensor:
+    """Images (B,3,H,W) uint8."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize(("stride", "grid"), [(8, (8, 4)), (16, (4, 2)), (32, (2, 1))])
+def test_the_output_stride_sets_the_grid(stride: int, grid: tuple[int, int]) -> None:
+    output = small_model(output_stride=stride)(random_images(64, 32))
+    assert output.grid_logits.shape == (2, 3, *grid)
+    assert output.features.shape == (2, 8, *grid)
+    assert output.logits.shape == (2, 3, 64, 32)
+
+
+@pytest.mark.parametrize("size", [(33, 50), (31, 16), (17, 97)])
+def test_logits_have_the_image_size_where_it_is_no_multiple_of_the_stride(size: tuple[int, int]) -> None:
+    output = small_model([3, 2])(random_images(*size))
+    grid = tuple(-(-side // 16) for side in size)
+    assert output.logits.shape == (2, 5, *size)
+    assert output.grid_logits.shape == (2, 5, *grid)
+    assert output.features.shape == (2, 8, *grid)
+    assert output.class_tokens.shape == (5, 8)
+    assert output.class_embeddings is None
+
+
+@pytest.mark.parametrize("num_classes", [1, 8, 21])
+def test_the_largest_class_is_that_of_the_logits_at_image_size(num_classes: int) -> None:
+    model, images = small_model([num_classes]), random_images(33, 50)
+    output, grid = model(images), model(images, full_size=False)
+    assert grid.logits.numel() == 0
+    assert torch.equal(grid.grid_logits, output.grid_logits)
+    found = model.most_likely(grid.grid_logits, torch.Size((33, 50)))
+    assert torch.equal(found, output.logits.argmax(dim=1))
+
+
+def test_of_equal_classes_the_first_is_the_largest() -> None:
+    grid_logits = torch.zeros(1, 20, 2, 2)
+    grid_logits[:, [5, 9, 17]] = 1
+    assert most_likely(grid_logits, torch.Size((4, 4))).eq(5).all()
+
+
+@pytest.mark.parametrize("weight_transfer", [True, False])
+def test_growing_keeps_the_old_logits_bit_for_bit(weight_transfer: bool) -> None:
+    model, images = small_model([3, 2]), random_images()
+    before = model(images)
+    model.grow(2, weight_transfer)
+    after = model(images)
+    assert torch.equal(after.logits[:, :5], before.logits)
+    assert torch.equal(after.class_tokens[:5], before.class_tokens)
+    assert torch.equal(after.features, before.features)
+
+
+def test_with_weight_transfer_new_logits_equal_the_background() -> None:
+    model = small_model()
+    model.grow(2, weight_transfer=True)
+    logits = model(random_images()).logits
+    for new in (3, 4):
+        assert torch.equal(logits[:, new], logits[:, 0])
+
+
+def test_without_weight_transfer_new_logits_differ_from_the_background_and_each_other() -> None:
+    model = small_model()
+    model.grow(2, weight_transfer=False)
+    logits = model(random_images()).logits
+    assert not torch.isclose(logits[:, 3], logits[:, 0]).any()
+    assert not torch.isclose(logits[:, 3], logits[:, 4]).any()
+
+
+def test_transferred_weights_are_a_copy_that_trains_on_its_own() -> None:
+    model = small_model()
+    model.grow(1, weight_transfer=True)
+    with torch.no_grad():
+        model.classifier.heads[1].get_parameter("weight").add_(1)
+    tokens = model.classifier.class_tokens()
+    torch.testing.assert_close(tokens[3] - tokens[0], torch.ones(8))
+
+
+def test_class_tokens_are_the_rows_of_the_heads_and_their_gradient_reaches_each() -> None:
+    model = small_model([3, 2])
+    tokens = model(random_images()).class_tokens
+    weights = [head.get_parameter("weight") for head in model.classifier.heads]
+    assert torch.equal(tokens, torch.cat([weight[:, :, 0, 0] for weight in weights]))
+    tokens[2:4].sum().backward()
+    base, later = (weight.grad for weight in weights)
+    assert base is not None
+    assert later is not None
+    assert base[:, 0, 0, 0].tolist() == [0, 0, 1]
+    assert later[:, 0, 0, 0].tolist() == [1, 0]
+
+
+def test_grid_logits_are_the_tokens_on_the_features_plus_a_bias() -> None:
+    model = small_model([3, 2])
+    output = model(random_images())
+    bias = torch.cat([head.get_parameter("bias") for head in model.classifier.heads])
+    expected = torch.einsum("kd,bdhw->bkhw", output.class_tokens, output.features) + bias[:, None, None]
+    torch.testing.assert_close(output.grid_logits, expected)
+
+
+def test_the_state_of_a_grown_model_fits_a_model_built_with_the_sizes_of_its_steps() -> None:
+    model, images = small_model([3]), random_images()
+    model.grow(2, weight_transfer=True)
+    again = small_model([3, 2])
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(images).logits, model(images).logits)
+    with pytest.raises(RuntimeError, match="classifier"):
+        small_model([5]).load_state_dict(model.state_dict())
+
+
+def test_backbone_parameters_are_those_of_the_backbone() -> None:
+    model = small_model()
+    names = {id(p): name for name, p in model.named_parameters()}
+    inside = {names[id(p)] for p in model.backbone_parameters()}
+    assert inside == {name for name in names.values() if name.startswith("backbone.")}
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "test_resnet", "tf_efficientnet_lite0"])
+def test_pixel_statistics_are_those_of_timm(backbone: str) -> None:
+    mean, std = pixel_statistics(backbone)
+    config: Any = timm.create_model(backbone).pretrained_cfg
+    torch.testing.assert_close(mean, torch.tensor(config["mean"]) * 255)
+    torch.testing.assert_close(std, torch.tensor(config["std"]) * 255)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_images_are_normalised_with_the_statistics_of_the_backbone(dtype: torch.dtype) -> None:
+    model, images = small_model(backbone="resnet18"), random_images()
+    seen: list[Tensor] = []
+    model.backbone.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    model(images.to(dtype))
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    torch.testing.assert_close(seen[0], (images.float() / 255 - mean) / std)
+
+
+def test_logits_are_float32_under_autocast() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = small_model()(random_images())
+    assert output.logits.dtype == output.grid_logits.dtype == torch.float32
+
+
+def test_weights_of_a_path_are_those_of_the_file() -> None:
+    if not WEIGHTS.is_file():
+        pytest.skip(f"no weights here: {WEIGHTS.name} is absent from shared/weights")
+    backbone, channels = build_backbone("tf_efficientnet_lite0", str(WEIGHTS), output_stride=16)
+    assert channels == 320
+    stored = torch.load(WEIGHTS, weights_only=True)
+    stored = stored.get("state_dict", stored)
+    # Converted from another framework: the file lacks what only PyTorch counts.
+    state = {name: x for name, x in backbone.state_dict().items() if "num_batches_tracked" not in name}
+    assert len(state) > 200
+    for name, tensor in state.items():
+        assert torch.equal(tensor, stored[name]), name
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_byobnet", "test_convnext"])
+def test_a_path_loads_a_timm_state_dict_and_leaves_the_random_numbers_in_step(
+    tmp_path: Path, backbone: str
+) -> None:
+    source: Any = timm.create_model(backbone)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    torch.manual_seed(3)
+    loaded, _ = build_backbone(backbone, str(tmp_path / "weights.pth"), output_stride=32)
+    after_loading = torch.rand(1)
+    torch.manual_seed(3)
+    build_backbone(backbone, False, output_stride=32)
+    assert torch.equal(torch.rand(1), after_loading)
+    images = random_images(64, 64).float() / 255
+    source.eval()
+    # forward_features of this one ends in a norm that is part of its head.
+    is_convnext = backbone == "test_convnext"
+    expected = source.stages(source.stem(images)) if is_convnext else source.forward_features(images)
+    torch.testing.assert_close(loaded.eval()(images)[-1], expected)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "other"),
+    [
+        ("test_resnet", "resnet18"),  # names in common, of other shapes
+        ("test_resnet", "test_byobnet"),  # no name in common
+        ("test_byobnet", "test_resnet"),
+    ],
+)
+def test_weights_of_another_backbone_are_refused(tmp_path: Path, backbone: str, other: str) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model(other).state_dict(), path)
+    with pytest.raises(
+        ValueError, match=rf"model\.pretrained: .*weights\.pth.*not hold weights of '{backbone}'"
+    ):
+        build_backbone(backbone, str(path), output_stride=16)
+
+
+def test_weights_may_lie_below_a_key_and_lack_what_only_pytorch_counts(tmp_path: Path) -> None:
+    source = timm.create_model("test_resnet").state_dict()
+    weights = {name: x + 1 for name, x in source.items() if "num_batches_tracked" not in name}
+    torch.save({"state_dict": weights}, tmp_path / "weights.pth")
+    state = build_backbone("test_resnet", str(tmp_path / "weights.pth"), output_stride=16)[0].state_dict()
+    kept = [name for name in state if "num_batches_tracked" not in name]
+    assert len(kept) > 20
+    assert [name for name in kept if not torch.equal(state[name], weights[name])] == []
+
+
+def test_a_file_that_lacks_one_weight_is_refused_and_the_weight_named(tmp_path: Path) -> None:
+    source = timm.create_model("test_resnet").state_dict()
+    del source["layer1.0.conv1.weight"]
+    torch.save(source, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights\.pth' does not .*: it lacks layer1\.0\.conv1\.weight$"):
+        build_backbone("test_resnet", str(tmp_path / "weights.pth"), output_stride=16)
+
+
+class _RunsCode:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("executed"),))
+
+
+def test_a_weights_file_that_would_run_code_is_refused_and_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": _RunsCode()}, "weights.pth")
+    with pytest.raises(ValueError, match=r"model\.pretrained: 'weights\.pth' does not hold weights"):
+        build_backbone("test_resnet", "weights.pth", output_stride=16)
+    assert not Path("executed").exists()
+
+
+def test_synchronised_batch_norm_keeps_outputs_and_names() -> None:
+    model, images = small_model(backbone="tf_efficientnet_lite0"), random_images()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.get_buffer("running_mean"))
+                nn.init.normal_(module.bias)
+    before, names = model(images), list(model.state_dict())
+    converted = synchronise_batch_norm(model).eval()
+    assert converted is model
+    after = converted(images)
+    torch.testing.assert_close(after.logits, before.logits)
+    torch.testing.assert_close(after.features, before.features)
+    assert list(converted.state_dict()) == names
+    norms = [module for module in converted.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) > 40
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02}q\x00."])
+def test_a_file_without_weights_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.pretrained: .*weights\.pth.*not hold weights"):
+        build_backbone("test_resnet", str(path), output_stride=16)
+
+
+def test_a_missing_weights_file_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"model\.pretrained: no file 'nowhere\.pth'"):
+        build_backbone("test_resnet", "nowhere.pth", output_stride=16)
+
+
+def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(ValueError, match=r"could not be fetched \(.*no network\).*model\.pretrained=PATH"):
+        build_backbone("test_resnet", True, output_stride=16)
+
+
+@pytest.mark.parametrize("name", ["resnet1001", "", "resnet18.no_such_tag"])
+def test_an_unknown_backbone_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.backbone: timm has no model '{name}'"):
+        DeepLabV3([3], backbone=name)
+
+
+def test_an_unknown_backbone_names_similar_ones() -> None:
+    with pytest.raises(ValueError, match=r"similar: .*resnet101"):
+        DeepLabV3([3], backbone="resnet1001")
+
+
+@pytest.mark.parametrize(("name", "stride"), [("test_vit", 16), ("vgg11", 16), ("densenet121", 32)])
+def test_a_backbone_that_takes_no_output_stride_is_refused(name: str, stride: int) -> None:
+    with pytest.raises(ValueError, match=rf"model\.backbone: '{name}'.*output stride {stride}"):
+        DeepLabV3([3], backbone=name, output_stride=stride)

@@ -1,0 +1,146 @@
+"""main.py as its user runs it: tiny configs, and processes of their own."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import socket
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from unittest.mock import patch
+
+import yaml
+
+import main
+from tests.support.paths import ROOT
+
+# What a launcher leaves in the environment would make a single process wait for others.
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def write_tiny_config(folder: Path) -> Path:
+    """Write a config that trains in a second into `folder` and return its path; its runs go to folder/runs.
+
+    Two steps on drawn images of 32 pixels, the classes not in the order of the data set.
+    """
+    config = {
+        "task": [["ring", "disc"], ["star", "cross"]],
+        "output_dir": str(folder / "runs"),
+        "data": {
+            "name": "shapes",
+            "num_workers": 0,
+            "shapes": {"num_train": 16, "num_val": 7, "image_size": 32},
+        },
+        "model": {"backbone": "test_resnet", "pretrained": False, "channels": 8},
+        "train": {
+            "batch_size": 4,
+            "num_epochs": 1,
+            "crop_size": 32,
+            "lr_base": 0.01,
+            "lr_incremental": 0.001,
+        },
+        "logging": {"every": 1, "num_panels": 2},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def set_fields(*overrides: str) -> list[str]:
+    """Return the arguments that override fields of the config."""
+    return [argument for override in overrides for argument in ("--set", override)]
+
+
+def run_main(
+    *arguments: str | Path, ranks: int = 1, launcher: str = "torch.distributed.run"
+) -> subprocess.CompletedProcess[str]:
+    """Run main.py on the CPU, a thread a rank; more than one rank through a launcher, which is a module's name."""
+    command = [sys.executable]
+    if ranks > 1:
+        command += ["-m", launcher, f"--nproc_per_node={ranks}", f"--master_port={find_free_port()}", "--"]
+    command += [str(ROOT / "main.py"), "--device", "cpu", *map(str, arguments)]
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    environment |= {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def call_main(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """What `run_main` does, in this process, which has PyTorch loaded already."""
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    command = ["main.py", "--device", "cpu", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.dict(os.environ, environment, clear=True),
+        patch.object(sys, "argv", command),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            main.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+
+def run_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run python -m tools.NAME, on one thread."""
+    return subprocess.run(
+        [sys.executable, "-m", f"tools.{name}", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def find_free_port() -> int:
+    """Return a TCP port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def start_main(
+    *arguments: str | Path, rank: int = 0, ranks: int = 1, port: int = 0
+) -> subprocess.Popen[bytes]:
+    """Start main.py on the CPU without waiting, as one of `ranks` processes that meet at `port`; stderr is piped."""
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    # What is read of stderr tells at once how far it is.
+    environment |= {"OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0.01"}
+    if ranks > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        environment |= {name: str(value) for name, value in place.items()}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), "--device", "cpu", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def read_until(process: subprocess.Popen[bytes], pattern: str) -> str:
+    """Read what a process writes to stderr until it matches; fails where it ends before."""
+    assert process.stderr is not None
+    text = ""
+    while not re.search(pattern, text):
+        chunk = os.read(process.stderr.fileno(), 65536)
+        assert chunk, f"ended before {pattern!r}: {text[-2000:]}"
+        text += chunk.decode()
+    return text
+
+
+def finish(process: subprocess.Popen[bytes], seconds: float = 120) -> tuple[int, str]:
+    """Wait for a process; return its exit code and the rest of its stderr."""
+    _, rest = process.communicate(timeout=seconds)
+    return process.returncode, rest.decode()

@@ -1,0 +1,112 @@
+"""tools/benchmark.py and tools/bench/measure.py: every row runs through the command line; memory is counted right."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.cli import LAUNCHER_VARIABLES, ROOT
+from tools.bench.measure import live_bytes, medians, peak_mib
+from tools.bench.rows import Row
+from tools.benchmark import ROWS, format_row
+
+CPU = torch.device("cpu")
+FIELDS = {"name", "what", "ours_s", "floor_s", "ratio", "aim", "peak_mib", "logits_alive"}
+
+
+def run_benchmark(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    return subprocess.run(
+        [sys.executable, "-m", "tools.benchmark", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `all --quick --json` writes."""
+    path = tmp_path_factory.mktemp("benchmark") / "figures.json"
+    result = run_benchmark("all", "--quick", "--device", "cpu", "--json", path)
+    assert result.returncode == 0, result.stderr
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    assert result.stdout.count("\n| ") == len(content["rows"]) + 1, "a line for each row, and the heading"
+    return content
+
+
+def test_every_row_has_its_figures(content: dict[str, Any]) -> None:
+    rows = content["rows"]
+    assert list(dict.fromkeys(row["name"] for row in rows)) == list(ROWS)
+    for row in rows:
+        assert row.keys() == FIELDS
+        assert row["ours_s"] > 0
+        if row["floor_s"] is None:
+            assert row["ratio"] is None
+        else:
+            assert row["ratio"] == pytest.approx(row["ours_s"] / row["floor_s"])
+    assert all(row["logits_alive"] > 0 for row in rows if row["name"] == "objective")
+    compared = {row["name"] for row in rows if row["floor_s"] is not None}
+    assert compared == ROWS.keys() - {"scaling"}
+
+
+def test_the_machine_and_the_size_are_named(content: dict[str, Any]) -> None:
+    assert content["quick"] is True
+    assert content["machine"]["threads"] == 1
+    assert content["machine"]["gpu"] is None
+    assert content["machine"]["cpu"]
+    assert torch.__version__.startswith(content["machine"]["versions"]["torch"])
+
+
+def test_a_wrong_config_ends_with_one_message(tmp_path: Path) -> None:
+    result = run_benchmark("step", "--config", tmp_path / "none.yaml")
+    assert result.returncode == 2
+    assert result.stderr == f"error: {tmp_path / 'none.yaml'}: no such config file\n"
+
+
+def test_a_row_as_a_line_of_markdown() -> None:
+    row = Row("objective", "logits", 0.25, 0.125, 2.2, 100.4, 1.07)
+    assert format_row(row) == "| objective | logits | 250 ms | 125 ms | 2.00 | 2.20 | 100 | 1.07 |"
+    assert format_row(Row("scaling", "crop", 0.0125)) == "| scaling | crop | 12.50 ms |  |  |  |  |  |"
+
+
+def test_repetitions_take_turns_after_a_warm_up() -> None:
+    order: list[str] = []
+    seconds = medians({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, CPU)
+    assert order == ["a", "b"] * 3
+    assert seconds.keys() == {"a", "b"}
+
+
+def test_bytes_alive_at_once_are_counted_until_they_are_freed() -> None:
+    def action() -> None:
+        a = torch.zeros(1000)  # 4000 bytes
+        b = a + 1  # 8000
+        b.mul_(2)
+        _ = b[:10], b.view(10, 100)
+        del a  # 4000
+        for _ in range(3):
+            c = b * 2  # 8000, and 12000 while the next one is made before the last is freed
+        del b, c
+
+    assert live_bytes(action, CPU) == 12000
+
+
+def test_the_backward_pass_is_counted_and_what_was_there_before_is_not() -> None:
+    x = torch.randn(1000, requires_grad=True)
+    # exp, and in backward the ones of the sum and the gradient; a scalar (4 bytes) lives as well.
+    assert 8000 <= live_bytes(lambda: x.exp().sum().backward(), CPU) <= 12004
+
+
+def test_peak_memory_is_that_of_the_action() -> None:
+    peak = peak_mib(lambda: torch.ones(16 * 2**20), CPU)
+    if peak is None:
+        pytest.skip("this system does not say how much memory a process has taken")
+    assert 63 <= peak <= 80

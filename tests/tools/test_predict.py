@@ -1,0 +1,182 @@
+"""tools/predict.py: masks, overlays and shares of images of any size, under their names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+
+from datasets.file_dataset import read_image
+from datasets.shapes import ShapesDataset
+from datasets.transforms import resize_short_side
+from models import load_model
+from tests.support.cli import run_tool
+from tools.predict import OPACITY, adapt_config, find_images, main
+from trainer.config import load_config
+from trainer.inference import predict
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of three images of different sizes, one in a folder of its own."""
+    folder = tmp_path / "images"
+    for i, (name, height, width) in enumerate([("a", 60, 45), ("b", 45, 60), ("inner/a", 33, 90)]):
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn = ShapesDataset("val", 3, 90).read(f"val_{i}")[0]
+        Image.fromarray(drawn[:height, :width]).save(path)
+    return folder
+
+
+def checkpoint(run: Path) -> str:
+    return str(run / "checkpoints" / "step_1.pth")
+
+
+@pytest.mark.parametrize(
+    ("options", "mode", "short_side"),
+    [
+        (["--batch-size", "2"], "whole", 32),
+        (["--mode", "sliding", "--short-side", "own", "--batch-size", "2"], "sliding", None),
+    ],
+)
+def test_masks_are_what_the_model_says_at_the_images_own_size(
+    images: Path, finished_run: Path, tmp_path: Path, options: list[str], mode: str, short_side: int | None
+) -> None:
+    output = tmp_path / "out"
+    arguments = [checkpoint(finished_run), str(images), "--output", str(output), "--num-workers", "0"]
+    assert main([*arguments, "--device", "cpu", *options]) == 0
+    model, info = load_model(checkpoint(finished_run))
+    config = adapt_config(load_config(finished_run / "config.yaml"), mode, 2)
+    entries = json.loads((output / "predictions.json").read_text())["images"]
+    assert [entry["mask"] for entry in entries] == ["masks/a.png", "masks/b.png", "masks/inner/a.png"]
+    for entry in entries:
+        pixels = read_image(Path(entry["image"]))
+        seen = torch.tensor(pixels).permute(2, 0, 1)
+        if short_side is not None:
+            seen = resize_short_side(seen, short_side, InterpolationMode.BILINEAR)
+        expected = predict(model, seen[None], [torch.Size(pixels.shape[:2])], config)[0].numpy()
+        mask = Image.open(output / entry["mask"])
+        found = np.array(mask)
+        assert mask.mode == "P"
+        assert (entry["width"], entry["height"]) == mask.size == pixels.shape[1::-1]
+        np.testing.assert_array_equal(found, expected)
+        shares = {name: np.mean(expected == c) for c, name in enumerate(info.class_names) if c in expected}
+        assert entry["shares"] == pytest.approx(shares)
+        colours = np.array(info.palette)[expected]
+        np.testing.assert_array_equal(np.array(mask.convert("RGB")), colours)
+        mixed = np.where(expected[..., None] > 0, OPACITY * colours + (1 - OPACITY) * pixels, pixels)
+        np.testing.assert_array_equal(np.array(Image.open(output / entry["overlay"])), mixed.round())
+
+
+def test_the_command_line_tells_bad_images_by_name_and_does_the_others(
+    images: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    (images / "b.png").write_bytes(b"no image")
+    result = run_tool(
+        "predict", checkpoint(finished_run), images, "--output", tmp_path / "out", "--device", "cpu"
+    )
+    assert result.returncode == 2
+    assert result.stdout == f"{tmp_path / 'out'}: 2 of 3 images, 5 classes\n"
+    assert "error: 1 images could not be read:" in result.stderr
+    assert f"{images / 'b.png'}: not an image" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(path.name for path in (tmp_path / "out" / "masks").rglob("*.png")) == ["a.png", "a.png"]
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [c["name"] for c in written["classes"]] == ["background", "ring", "disc", "star", "cross"]
+    assert written["classes"][1] == {"id": 1, "name": "ring", "colour": [128, 0, 128]}
+
+
+class TestFindImages:
+    def test_files_folders_and_globs(self, images: Path, tmp_path: Path) -> None:
+        assert find_images([str(images / "b.png")], tmp_path / "out") == {Path("b"): images / "b.png"}
+        whole = {
+            Path("a"): images / "a.png",
+            Path("b"): images / "b.png",
+            Path("inner/a"): images / "inner/a.png",
+        }
+        assert find_images([str(images)], tmp_path / "out") == whole
+        assert find_images([str(images / "[ab].png")], tmp_path / "out").keys() == {Path("a"), Path("b")}
+
+    def test_images_of_a_glob_keep_their_path_below_its_fixed_part(
+        self, images: Path, tmp_path: Path
+    ) -> None:
+        expected = {
+            Path("a"): images / "a.png",
+            Path("b"): images / "b.png",
+            Path("inner/a"): images / "inner/a.png",
+        }
+        for pattern in ("**/*.png", "*", "**"):
+            assert find_images([str(images / pattern)], tmp_path / "out") == expected
+        nested = find_images([str(tmp_path / "im*" / "inner" / "*.png")], tmp_path / "out")
+        assert nested == {Path("images/inner/a"): images / "inner/a.png"}
+
+    def test_a_glob_takes_images_alone_a_file_that_is_named_counts_whatever_its_suffix(
+        self, images: Path, tmp_path: Path
+    ) -> None:
+        (images / "b.txt").touch()
+        (images / "photo.raw").touch()
+        assert find_images([str(images / "*")], tmp_path / "out").keys() == {
+            Path("a"),
+            Path("b"),
+            Path("inner/a"),
+        }
+        raw = {Path("photo"): images / "photo.raw"}
+        assert find_images([str(images / "photo.raw")], tmp_path / "out") == raw
+
+    def test_earlier_results_are_no_input_of_globs_and_by_name(self, images: Path) -> None:
+        for pattern in ("**/*.png", "*"):
+            assert find_images([str(images / pattern)], images / "inner").keys() == {Path("a"), Path("b")}
+        with pytest.raises(FileNotFoundError, match="outside --output"):
+            find_images([str(images / "inner" / "a.png")], images / "inner")
+
+    def test_globs_whose_images_share_a_name_are_refused(self, images: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"both being named a; rename one"):
+            find_images([str(images / "*.png"), str(images / "inner" / "*.png")], tmp_path / "out")
+
+    def test_an_image_named_twice_is_one_image(self, images: Path, tmp_path: Path) -> None:
+        assert len(find_images([str(images), str(images / "a.png")], tmp_path / "out")) == 3
+
+    def test_hidden_files_other_files_and_earlier_results_are_left_out(self, images: Path) -> None:
+        (images / ".hidden.png").touch()
+        (images / "notes.txt").touch()
+        assert find_images([str(images)], images / "inner").keys() == {Path("a"), Path("b")}
+
+    def test_two_images_of_one_name_are_refused(self, images: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"inner/a\.png: its results would replace those of .*/a\.png"):
+            find_images([str(images / "a.png"), str(images / "inner" / "a.png")], tmp_path / "out")
+
+    @pytest.mark.parametrize("given", ["nothing.png", "*.bmp", "."])
+    def test_an_input_without_images_is_refused_by_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(FileNotFoundError, match="no image; give a file, a glob, or a folder"):
+            find_images([given], tmp_path / "out")
+
+
+def test_a_wrong_checkpoint_is_one_message_and_exit_code_2(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([str(images / "a.png"), str(images), "--output", str(tmp_path / "out"), "--device", "cpu"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {images / 'a.png'}: not a readable checkpoint")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "8.5", "large"])
+@pytest.mark.parametrize(("option", "more"), [("--batch-size", ""), ("--short-side", ", or 'own'")])
+def test_numbers_that_are_none_are_refused_with_what_is_allowed(
+    capsys: pytest.CaptureFixture[str], option: str, more: str, value: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["model.pth", "photos", "--output", "out", f"{option}={value}"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        f"error: argument {option}: '{value}': give a whole number of at least 1{more}\n"
+    )

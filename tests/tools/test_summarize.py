@@ -1,0 +1,179 @@
+"""tools/summarize.py: means over seeds by hand, the best in bold, incomplete runs named, every format."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tools.summarize import main, read_run, summarize
+from tools.summary.figure import name_rows, style
+
+
+def write_run(
+    folder: Path, method: str, seed: int, miou: float, forgetting: float | None = 0.1, num_steps: int = 2
+) -> Path:
+    """Write a run of a task of two steps whose every mIoU is `miou`, without background half of it."""
+    scores = dict.fromkeys(("miou_all", "miou_old", "miou_new", "hiou"), miou)
+    names = ["background", "disc", "ring"]
+    steps: list[dict[str, Any]] = [
+        {
+            **scores,
+            "forgetting": forgetting,
+            "without_background": {score: value / 2 for score, value in scores.items()},
+            "per_class_iou": dict.fromkeys(names[: 2 + step], miou),
+        }
+        for step in range(num_steps)
+    ]
+    results = {"method": method, "task": "1-1", "setting": "overlap", "dataset": "shapes", "seed": seed}
+    run = folder / f"{method}_{seed}"
+    run.mkdir()
+    (run / "results.json").write_text(json.dumps({**results, "class_names": names, "steps": steps}))
+    (run / "config.yaml").write_text(yaml.safe_dump({"loss": {"orthogonal": {"enabled": method == "mbs"}}}))
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[str]:
+    """Two seeds of mbs at 0.5 and 0.6, one finished and one unfinished of finetune."""
+    return [
+        str(write_run(tmp_path, "mbs", 0, 0.5)),
+        str(write_run(tmp_path, "mbs", 1, 0.6, forgetting=0.3)),
+        str(write_run(tmp_path, "finetune", 0, 0.25)),
+        str(write_run(tmp_path, "finetune", 1, 0.9, num_steps=1)),
+    ]
+
+
+def test_markdown_has_means_and_deviations_of_seeds_and_the_best_in_bold(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "class_index"
+    other.mkdir()
+    (tmp_path / "mbs_1" / "results.json").rename(tmp_path / "kept")
+    assert main([*runs, str(other)]) == 0
+    assert capsys.readouterr().out.splitlines()[-2] == f"- {runs[1]} (0 steps finished)"
+    (tmp_path / "kept").rename(tmp_path / "mbs_1" / "results.json")
+    assert main([*runs, str(other), "--group-by", "method"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| method | runs | all | old | new | hIoU | forgetting | all w/o bg |")
+    high, low = "**55.0 ± 7.1**", "**27.5 ± 3.5**"  # std of 0.5 and 0.6: 0.1 / √2
+    assert (
+        lines[2]
+        == f"| mbs | 2 | {high} | {high} | {high} | {high} | 20.0 ± 14.1 | " + " | ".join([low] * 4) + " |"
+    )
+    assert lines[3].startswith("| finetune | 1 | 25.0 | 25.0 | 25.0 | 25.0 | **10.0** | 12.5 |")
+    assert lines[-1] == f"- {runs[3]} (1 steps finished)"
+
+
+def test_csv_and_json_hold_fractions_and_nothing_else(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*runs, "--format", "csv"])
+    (mbs, finetune) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (mbs["method"], mbs["task"], mbs["runs"]) == ("mbs", "1-1", "2")
+    assert float(mbs["miou_all_mean"]) == pytest.approx(0.55)
+    assert float(mbs["miou_all_std"]) == pytest.approx(0.1 / 2**0.5)
+    assert float(mbs["without_background.hiou_mean"]) == pytest.approx(0.275)
+    assert finetune["miou_all_std"] == ""
+    main([*runs, "--format", "json"])
+    captured = capsys.readouterr()
+    groups = json.loads(captured.out)
+    assert groups[0]["runs"] == runs[:2]
+    assert groups[1]["scores"]["forgetting"] == {"mean": pytest.approx(0.1), "std": None}
+    assert runs[3] in captured.err
+
+
+def test_latex_escapes_and_bolds(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main([*runs, "--format", "latex", "--group-by", "method,loss.orthogonal.enabled"])
+    text = capsys.readouterr().out
+    assert r"\begin{tabular}{ll" in text
+    assert r"mbs & True & 2 & \textbf{55.0 $\pm$ 7.1} &" in text
+    assert r"finetune & False & 1 & \textbf{25.0} &" in text, "rows of another field are no rivals"
+
+
+def test_a_score_that_a_run_lacks_is_a_dash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(write_run(tmp_path, "mbs", 0, 0.5, forgetting=None))])
+    assert "| – |" in capsys.readouterr().out
+
+
+def test_a_row_whose_runs_differ_in_more_than_the_seed_is_named_and_none_that_does_not(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*runs, "--group-by", "setting"])
+    named = [line for line in capsys.readouterr().out.splitlines() if "mixes" in line]
+    assert named == ["overlap mixes runs that differ in loss.orthogonal.enabled, method; see --group-by"]
+    main([*runs, "--group-by", "method"])
+    assert "mixes" not in capsys.readouterr().out
+
+
+def test_a_variant_is_a_row_by_its_name_and_the_best_is_told_within_a_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+    for task, variant, miou in (("1-1", "", 0.5), ("1-1", "without x", 0.4), ("2-1", "without x", 0.3)):
+        (tmp_path / f"{task}{variant}").mkdir()
+        run = write_run(tmp_path / f"{task}{variant}", "mbs", 0, miou)
+        results = json.loads((run / "results.json").read_text())
+        (run / "results.json").write_text(json.dumps(results | {"task": task}))
+        (run / "config.yaml").write_text(yaml.safe_dump({"variant": variant}))
+        folders.append(str(run))
+    main([*folders, "--group-by", "variant,task"])
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split(" | ")[:4] for line in lines] == [
+        ["| mbs", "1-1", "1", "**50.0**"],
+        ["| without x", "1-1", "1", "40.0"],
+        ["| without x", "2-1", "1", "**30.0**"],
+    ]
+
+
+def test_the_upper_bound_is_not_the_best(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*runs, str(write_run(tmp_path, "joint", 0, 0.8)), "--group-by", "method"])
+    mbs, _, joint = capsys.readouterr().out.splitlines()[2:5]
+    assert mbs.startswith("| mbs | 2 | **55.0")
+    assert joint.startswith("| joint | 1 | 80.0 | 80.0 |")
+
+
+def test_rows_of_a_figure_are_told_apart_by_name_colour_and_marker(runs: list[str]) -> None:
+    rows = summarize([read_run(Path(run)) for run in runs], ["task", "method"])
+    assert name_rows(rows) == (["mbs", "finetune"], "1-1")
+    assert len({style(index) for index in range(20)}) == 20
+
+
+def test_the_figure_is_a_png(runs: list[str], tmp_path: Path) -> None:
+    main([*runs, "--plot", str(tmp_path / "figure.png")])
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_wrong_folders_and_fields_are_named(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "results.json").write_text('{"steps": 3}')
+    (tmp_path / "bad" / "config.yaml").write_text("seed: 0")
+    (tmp_path / "empty").mkdir()
+    wrong = {
+        "none: no such folder": [str(tmp_path / "none")],
+        "none of these is the folder of a run": [str(tmp_path / "empty")],
+        "bad/results.json": [str(tmp_path / "bad")],
+        "colour": [*runs, "--group-by", "colour"],
+    }
+    for expected, arguments in wrong.items():
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_files_beside_the_runs_are_passed_over_and_fields_may_have_blanks_between(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*runs, "--group-by", "method,task"])
+    expected = capsys.readouterr().out
+    (tmp_path / "notes.txt").write_text("seed 3 ran beside other work")
+    assert main([*runs, str(tmp_path / "notes.txt"), "--group-by", "method, task"]) == 0
+    assert capsys.readouterr().out == expected

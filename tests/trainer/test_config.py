@@ -1,0 +1,314 @@
+"""trainer/config.py: presets, overrides, and errors that name file and field."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from tests.support.paths import ROOT
+from trainer.config import Config, differing_fields, load_config, parse_override, read_yaml, with_defaults
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+TERMS = ("pseudo_label", "feature_distillation", "output_distillation", "orthogonal")
+
+
+def write_config(folder: Path, **fields: Any) -> Path:
+    """Write the smallest config, with `fields` on top, and return its path."""
+    train = {"batch_size": 4, "num_epochs": 1, "crop_size": 32, "lr_base": 0.01, "lr_incremental": 0.001}
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump({"task": "4-1", "data": {"name": "shapes"}, "train": train, **fields}))
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> list[str]:
+    """Return the lines of the error that a config is refused with."""
+    with pytest.raises(ValueError, match=r".") as caught:
+        load_config(path, overrides)
+    return str(caught.value).splitlines()
+
+
+def enabled_terms(config: Config) -> list[str]:
+    return [name for name in TERMS if getattr(config.loss, name).enabled]
+
+
+def test_mbs_switches_on_the_four_terms_and_the_weight_transfer(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, method="mbs"))
+    assert enabled_terms(config) == list(TERMS)
+    assert config.loss.weight_transfer
+    assert config.data.train_on == "step"
+
+
+def test_finetune_is_cross_entropy_only(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, method="finetune"))
+    assert enabled_terms(config) == []
+    assert not config.loss.weight_transfer
+    assert config.data.train_on == "step"
+
+
+def test_joint_trains_on_all_seen_images_without_terms(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, method="joint"))
+    assert config.data.train_on == "seen"
+    assert enabled_terms(config) == []
+
+
+def test_a_term_of_the_file_or_of_set_wins_over_the_preset(tmp_path: Path) -> None:
+    path = write_config(tmp_path, method="mbs", loss={"orthogonal": {"enabled": False}})
+    config = load_config(path, ["loss.pseudo_label.enabled=false", "loss.output_distillation.weight=50"])
+    assert enabled_terms(config) == ["feature_distillation", "output_distillation"]
+    assert config.loss.output_distillation.weight == 50
+    added = load_config(path, ["method=finetune", "loss.feature_distillation.enabled=true"])
+    assert enabled_terms(added) == ["feature_distillation"]
+
+
+def test_set_reads_values_as_yaml_and_numbers_as_written(tmp_path: Path) -> None:
+    overrides = [
+        "train.lr_base=1e-5",  # a string to YAML
+        "task=[[ring, disc], [star]]",
+        "train.amp=off",  # false to YAML
+        "train.clip_grad_norm=null",
+        "loss.orthogonal.weight=2",
+        "model.pretrained=weights.pth",
+    ]
+    config = load_config(write_config(tmp_path, loss={"pseudo_label": {"threshold": 0.5}}), overrides)
+    assert config.train.lr_base == 1e-5
+    assert config.task == [["ring", "disc"], ["star"]]
+    assert config.train.amp == "off"
+    assert config.train.clip_grad_norm is None
+    assert config.loss.orthogonal.weight == 2.0
+    assert config.loss.orthogonal.enabled, "the preset's part of a section stays"
+    assert config.loss.pseudo_label.threshold == 0.5, "so do the file's sections"
+    assert config.model.pretrained == "weights.pth"
+
+
+def test_set_makes_sections_that_the_file_leaves_out_and_the_last_one_wins(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    config = load_config(path, ["data.shapes.num_train=7", "seed=1", "seed=2"], log="a_name")
+    assert config.data.shapes.num_train == 7
+    assert config.seed == 2
+    assert config.log == "a_name"
+    assert config.run_dir == Path("runs/a_name")
+
+
+def test_set_fills_a_section_that_the_file_leaves_empty(tmp_path: Path) -> None:
+    path = write_config(tmp_path, method="finetune", loss=None)
+    path.write_text(path.read_text().replace("loss: null", "loss:"))
+    config = load_config(path, ["loss.orthogonal.enabled=true", "loss.orthogonal.weight=3"])
+    assert enabled_terms(config) == ["orthogonal"]
+    assert config.loss.orthogonal.weight == 3
+
+
+def test_a_value_may_hold_an_equals_sign() -> None:
+    assert parse_override("data.root=a=b") == ("data.root", "a=b")
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "seed=[1"])
+def test_a_malformed_override_is_refused_with_its_text(tmp_path: Path, override: str) -> None:
+    assert f"--set {override}" in refusal(write_config(tmp_path), override)[0]
+
+
+def test_set_below_a_field_that_is_no_section_is_refused(tmp_path: Path) -> None:
+    assert refusal(write_config(tmp_path), "data.name.x=1") == ["--set data.name.x: 'name' is not a section"]
+
+
+def test_a_task_that_yaml_reads_as_a_number_is_refused_with_a_hint(tmp_path: Path) -> None:
+    (line,) = refusal(write_config(tmp_path), "task=15_1")
+    assert line.startswith("--set: task: ")
+    assert "151" in line
+    assert "'15-1'" in line
+
+
+def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:
+    path = write_config(tmp_path, los={"x": 1}, loss={"orthogonal": {"wieght": 2}}, zzz=1)
+    lines = refusal(path, "train.btch_size=8", "evalute.mode=whole")
+    assert f"{path}: los: unknown key; did you mean 'loss'?" in lines
+    assert f"{path}: loss.orthogonal.wieght: unknown key; did you mean 'weight'?" in lines
+    assert "--set: train.btch_size: unknown key; did you mean 'batch_size'?" in lines
+    assert "--set: evalute: unknown key; did you mean 'evaluate'?" in lines
+    assert any(line.startswith(f"{path}: zzz: unknown key; known here: task, ") for line in lines)
+
+
+def test_all_errors_come_at_once_with_source_and_field(tmp_path: Path) -> None:
+    path = write_config(tmp_path, setting="overlapping", model={"output_stride": 12}, train={"batch_size": 0})
+    lines = refusal(path, "seed=-1", "method=mbx", "no_equals")
+    starts = [
+        "--set no_equals: expected key.sub=value",
+        f"{path}: setting: ",
+        f"{path}: model.output_stride: ",
+        f"{path}: train.batch_size: ",
+        f"{path}: train.num_epochs: missing",
+        f"{path}: train.lr_base: missing",
+        "--set: seed: ",
+        "--set: method: ",
+    ]
+    for start in starts:
+        assert len([line for line in lines if line.startswith(start)]) == 1, start
+    assert [line for line in lines if "found 'overlapping'" in line and "'disjoint'" in line]
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("task=[disc, ring]", "task.0"),
+        ("task=null", "task"),
+        ("model.pretrained=3", "model.pretrained"),
+        ("class_order=[0, a]", "class_order.1"),
+        ("data=voc", "data"),
+        ("train.num_epochs=1.5", "train.num_epochs"),
+        ("train.lr_base=.inf", "train.lr_base"),
+        ("train.momentum=1", "train.momentum"),
+        ("loss.pseudo_label.threshold=70", "loss.pseudo_label.threshold"),
+        ("evaluate.mode=crop", "evaluate.mode"),
+        ("evaluate.stride=0", "evaluate.stride"),
+        ("evaluate.scales=[]", "evaluate.scales"),
+        ("evaluate.scales=[1, 0]", "evaluate.scales.1"),
+        ("log=a/b", "log"),
+        ("log=..", "log"),
+    ],
+)
+def test_a_value_out_of_range_or_of_the_wrong_type_names_its_field(
+    tmp_path: Path, override: str, field: str
+) -> None:
+    assert any(line.startswith(f"--set: {field}: ") for line in refusal(write_config(tmp_path), override))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fields"),
+    [
+        (["train.min_scale=3"], ["train.min_scale: 3.0", "train.max_scale 2.0"]),
+        (["train.nesterov=true", "train.momentum=0"], ["train.nesterov", "train.momentum"]),
+        (["train.nesterov=true", "train.optimizer=adamw"], ["train.nesterov", "train.optimizer"]),
+        (
+            ["evaluate.mode=sliding", "train.crop_size=96", "evaluate.stride=97"],
+            ["evaluate.stride: 97", "train.crop_size 96", "left out"],
+        ),
+        (["evaluate.mode=whole", "evaluate.stride=8"], ["evaluate.stride", "evaluate.mode sliding", "whole"]),
+        (["task=[[disc], [ring]]", "class_order=[0, 2, 1]"], ["class_order", "named task"]),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused_by_name(
+    tmp_path: Path, overrides: list[str], fields: list[str]
+) -> None:
+    (line,) = refusal(write_config(tmp_path), *overrides)
+    assert all(field in line for field in fields)
+
+
+@pytest.mark.parametrize(
+    ("override", "stride"),
+    [("evaluate.stride=96", 96), ("evaluate.stride=1", 1), ("evaluate.stride=null", 64)],
+)
+def test_windows_lie_two_thirds_of_a_crop_apart_or_as_the_stride_says(
+    tmp_path: Path, override: str, stride: int
+) -> None:
+    fields = ["train.crop_size=96", "evaluate.mode=sliding", override]
+    assert load_config(write_config(tmp_path), fields).evaluate.window_stride(96) == stride
+
+
+def test_a_file_that_is_missing_broken_or_no_mapping_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml: no such config"):
+        read_yaml(tmp_path / "none.yaml")
+    path = tmp_path / "bad.yaml"
+    for content, problem in (
+        (b"a: [1", "not valid YAML"),
+        (b"\xff\xfe\xff", "not valid YAML"),
+        (b"", "mapping"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"bad\.yaml: .*{problem}"):
+            read_yaml(path)
+
+
+def test_a_config_is_frozen(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path))
+    for section, field in ((config, "seed"), (config.train, "lr_base"), (config.loss.orthogonal, "weight")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, field, 1)
+
+
+@pytest.mark.parametrize("task", ["4-1", [["ring", "disc"], ["star"]]])
+def test_to_yaml_round_trips(tmp_path: Path, task: object) -> None:
+    overrides = ["train.lr_base=1e-5", "loss.orthogonal.enabled=false", "data.root=/some/where"]
+    config = load_config(write_config(tmp_path, task=task), overrides, log="über")
+    path = tmp_path / "again.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_differing_fields_leaves_out_what_cannot_change_a_result(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    ours = load_config(path, log="a").model_dump(mode="json")
+    free = ["data.num_workers=0", "logging.every=3", "logging.num_panels=0", "output_dir=elsewhere"]
+    assert differing_fields(ours, load_config(path, free, log="b").model_dump(mode="json")) == []
+
+
+def test_differing_fields_names_the_others_and_both_values(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    ours = load_config(path).model_dump(mode="json")
+    theirs = load_config(path, ["train.lr_base=0.5", "task=3-1"]).model_dump(mode="json")
+    del theirs["train"]["clip_grad_norm"]
+    theirs["train"]["optimiser"] = "sgd"
+    assert differing_fields(ours, theirs) == [
+        "task: 3-1 → 4-1",
+        "train.lr_base: 0.5 → 0.01",
+        "train.optimiser: sgd → None",
+    ]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_shipped_config_loads_and_starts_with_command_hardware_time_and_score(path: Path) -> None:
+    load_config(path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    header = "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
+    for what in ("Command:", "Hardware:", "Time:", "Score:"):
+        assert what in header
+    assert f"main.py --config ./configs/{path.name} --log " in header
+
+
+RECIPES = {
+    "voc_segmenter": (32, 16, 1e-3, 1e-4, 1, "constant", True, 1e-5, 512, 25),
+    "ade20k_segmenter": (64, 8, 1e-3, 5e-4, 1, "constant", True, 1e-5, 512, 50),
+    "voc": (60, 32, 1e-3, 1e-4, 10, "poly", False, 1e-4, 513, 25),
+    "ade20k": (100, 24, 2.5e-3, 2.5e-4, 10, "poly", False, 1e-4, 513, 50),
+}
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_recipes_are_those_of_the_paper(name: str) -> None:
+    config = load_config(CONFIGS[0].parent / f"{name}.yaml")
+    train = config.train
+    recipe = (train.num_epochs, train.batch_size, train.lr_base, train.lr_incremental, train.lr_head_factor)
+    rest = (train.schedule, train.nesterov, train.weight_decay, train.crop_size)
+    assert (*recipe, *rest, config.loss.output_distillation.weight) == RECIPES[name]
+    assert (train.optimizer, train.momentum, train.num_epochs_incremental) == ("sgd", 0.9, None)
+    assert (train.min_scale, train.max_scale) == (0.5, 2.0)
+    assert config.loss.pseudo_label.threshold == 0.7
+    if config.model.name == "segmenter":
+        decoder = (config.model.num_blocks, config.model.channels, config.model.num_heads)
+        assert (config.model.backbone, *decoder) == ("vit_base_patch16_384", 2, 768, 12)
+
+
+def test_the_recipe_of_the_authors_differs_by_checkpoint_and_padding_only() -> None:
+    ours, theirs = (
+        load_config(CONFIGS[0].parent / f"{name}.yaml").model_dump(mode="json")
+        for name in ("voc_segmenter", "voc_segmenter_authors")
+    )
+    assert differing_fields(ours, theirs) == [
+        "checkpoint: best_validation → last",
+        "train.pad_label: background → ignore",
+    ]
+
+
+def test_the_shipped_configs_are_there() -> None:
+    shipped = {"voc", "ade20k", "voc_segmenter", "voc_segmenter_authors", "ade20k_segmenter"}
+    shipped |= {"demo", "demo_segmenter", "voc_animals", "cityscapes", "folder"}
+    assert {f"{name}.yaml" for name in shipped} <= {path.name for path in CONFIGS}
+
+
+def test_a_stored_config_takes_the_defaults_of_younger_fields(tmp_path: Path) -> None:
+    stored = load_config(write_config(tmp_path)).model_dump(mode="json")
+    older = {**stored, "train": {k: v for k, v in stored["train"].items() if k != "pad_label"}}
+    del older["checkpoint"]
+    assert with_defaults(older) == stored
+    unreadable = {**stored, "model": {"name": "hourglass"}}
+    assert with_defaults(unreadable) == unreadable

@@ -1,0 +1,158 @@
+"""trainer/optim.py: schedules by hand, parameter groups, frozen BatchNorm."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from models import DeepLabV3
+from tests.support.cli import write_tiny_config
+from trainer.config import TrainConfig, load_config
+from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
+
+
+def train_config(folder: Path, *overrides: str) -> TrainConfig:
+    return load_config(write_tiny_config(folder), overrides).train
+
+
+def small_model() -> DeepLabV3:
+    model = DeepLabV3([3], backbone="test_resnet", channels=8)
+    model.grow(2, weight_transfer=True)
+    return model.train()
+
+
+def learning_rates(schedule: str, num_iterations: int) -> list[float]:
+    """The learning rate of every iteration of a step, and the one after."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = build_schedule(optimizer, schedule, num_iterations)
+    rates = []
+    for _ in range(num_iterations + 1):
+        rates.append(float(scheduler.get_last_lr()[0]))
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_poly_by_hand() -> None:
+    expected = [0.1, 0.1 * 0.75**0.9, 0.1 * 0.5**0.9, 0.1 * 0.25**0.9, 0.0]
+    assert learning_rates("poly", 4) == pytest.approx(expected)
+
+
+def test_cosine_by_hand() -> None:
+    expected = [0.1, 0.05 * (1 + math.sqrt(0.5)), 0.05, 0.05 * (1 - math.sqrt(0.5)), 0.0]
+    assert learning_rates("cosine", 4) == pytest.approx(expected)
+
+
+def test_constant_stays() -> None:
+    assert learning_rates("constant", 4) == [0.1] * 5
+
+
+def test_the_schedule_moves_all_groups_alike(tmp_path: Path) -> None:
+    optimizer = build_optimizer(
+        small_model(), train_config(tmp_path, "train.lr_head_factor=10"), is_base_step=True
+    )
+    scheduler = build_schedule(optimizer, "poly", 2)
+    optimizer.step()
+    scheduler.step()
+    assert scheduler.get_last_lr() == pytest.approx([0.01 * 0.5**0.9, 0.1 * 0.5**0.9, 0.1 * 0.5**0.9])
+
+
+@pytest.mark.parametrize(
+    ("is_base_step", "overrides", "rates"),
+    [
+        (True, [], [0.02, 0.1, 0.1]),
+        (False, [], [0.004, 0.02, 0.02]),
+        (True, ["train.lr_classifier_incremental=0.5"], [0.02, 0.1, 0.1]),
+        (False, ["train.lr_classifier_incremental=0.5"], [0.004, 0.02, 0.5]),
+    ],
+)
+def test_groups_are_backbone_heads_and_classifier_each_at_its_rate(
+    tmp_path: Path, is_base_step: bool, overrides: list[str], rates: list[float]
+) -> None:
+    overrides = ["train.lr_head_factor=5", "train.lr_base=0.02", "train.lr_incremental=0.004", *overrides]
+    model = small_model()
+    optimizer = build_optimizer(model, train_config(tmp_path, *overrides), is_base_step)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(rates)
+    names = {id(p): name.split(".")[0] for name, p in model.named_parameters()}
+    parts = [{names[id(p)] for p in group["params"]} for group in optimizer.param_groups]
+    assert parts == [{"backbone"}, {"aspp", "project"}, {"classifier"}]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("optimizer_name", ["sgd", "adamw"])
+def test_every_trainable_parameter_is_in_exactly_one_group(
+    tmp_path: Path, frozen: bool, optimizer_name: str
+) -> None:
+    model = small_model()
+    if frozen:
+        freeze_batch_norm(model)
+    optimizer = build_optimizer(
+        model, train_config(tmp_path, f"train.optimizer={optimizer_name}"), is_base_step=True
+    )
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
+    assert (len(grouped) == len(list(model.parameters()))) is not frozen
+
+
+def test_optimisers_take_their_settings_from_the_config(tmp_path: Path) -> None:
+    overrides = ["train.momentum=0.8", "train.nesterov=true", "train.weight_decay=0.03"]
+    sgd = build_optimizer(small_model(), train_config(tmp_path, *overrides), is_base_step=True)
+    assert isinstance(sgd, torch.optim.SGD)
+    for group in sgd.param_groups:
+        assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.8, True, 0.03)
+    overrides = ["train.momentum=0.8", "train.optimizer=adamw", "train.weight_decay=0.03"]
+    adamw = build_optimizer(small_model(), train_config(tmp_path, *overrides), is_base_step=True)
+    assert isinstance(adamw, torch.optim.AdamW)
+    for group in adamw.param_groups:
+        assert (group["betas"], group["weight_decay"]) == ((0.8, 0.999), 0.03)
+
+
+def batch_norm_state(model: DeepLabV3) -> dict[str, torch.Tensor]:
+    """Statistics and affine parameters of all BatchNorms."""
+    return {
+        f"{name}.{key}": value.clone()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for key, value in module.state_dict().items()
+    }
+
+
+def test_frozen_batch_norm_keeps_statistics_and_affine_through_an_update(tmp_path: Path) -> None:
+    model = small_model()
+    freeze_batch_norm(model)
+    before = batch_norm_state(model)
+    optimizer = build_optimizer(
+        model,
+        train_config(tmp_path, "train.weight_decay=0.1", "train.lr_incremental=0.1"),
+        is_base_step=False,
+    )
+    tokens = model.classifier.class_tokens().detach().clone()
+    model(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)).logits.square().mean().backward()
+    optimizer.step()
+    after = batch_norm_state(model)
+    assert len(before) > 50
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not torch.equal(model.classifier.class_tokens(), tokens), "the rest learns"
+    assert all(
+        p.grad is None for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()
+    )
+
+
+def test_batch_norm_that_is_not_frozen_learns_statistics_and_affine() -> None:
+    model = small_model()
+    before = batch_norm_state(model)
+    model(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)).logits.square().mean().backward()
+    after = batch_norm_state(model)
+    assert not any(torch.equal(after[n], v) for n, v in before.items() if n.endswith("running_mean"))
+    assert all(p.grad is not None for p in model.project.parameters())
+
+
+def test_freezing_leaves_other_modules_in_training_mode() -> None:
+    model = small_model()
+    freeze_batch_norm(model)
+    assert model.training
+    assert model.backbone.training
+    assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))

@@ -1,0 +1,107 @@
+"""What the benchmark measures on: random outputs, labels, images and files, always the same."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datasets.file_dataset import FileDataset, make_palette
+from datasets.masks import UInt8Array
+from datasets.tasks import IGNORE_INDEX
+from models import SegOutput
+
+IDENTITY = np.arange(256, dtype=np.uint8)
+"""A table of class ids that changes none."""
+
+
+def random_outputs(
+    batch: int, num_classes: int, num_new: int, size: int, device: torch.device
+) -> tuple[SegOutput, SegOutput, Tensor]:
+    """Outputs of a model and of the old one, features (B,256,32,32), and labels (B,size,size) of a step."""
+    generator = torch.Generator(device).manual_seed(0)
+    num_old = num_classes - num_new
+
+    def output(channels: int, trained: bool) -> SegOutput:
+        shapes = (
+            (batch, channels, size, size),
+            (batch, channels, 32, 32),
+            (batch, 256, 32, 32),
+            (channels, 256),
+        )
+        logits, grid_logits, features, class_tokens = (
+            (3 * torch.randn(shape, generator=generator, device=device)).requires_grad_(trained)
+            for shape in shapes
+        )
+        return SegOutput(logits, grid_logits, features, class_tokens, None)
+
+    labels = random_labels((batch, size, size), num_old, num_new, device)
+    return output(num_classes, True), output(num_old, False), labels
+
+
+def random_labels(shape: tuple[int, ...], num_old: int, num_new: int, device: torch.device) -> Tensor:
+    """Int64 labels of a step: background, a fifth of new classes, a little 255."""
+    generator = torch.Generator(device).manual_seed(1)
+    dice = torch.rand(shape, generator=generator, device=device)
+    new = torch.randint(num_old, num_old + num_new, shape, generator=generator, device=device)
+    return torch.where(dice < 0.2, new, 0).masked_fill(dice > 0.95, IGNORE_INDEX)
+
+
+def clear_gradients(output: SegOutput) -> None:
+    """Forget the gradients of a random output."""
+    for leaf in (output.logits, output.features, output.class_tokens):
+        leaf.grad = None
+
+
+class Stored:
+    """A data set of one image in memory."""
+
+    def __init__(self, image: UInt8Array, label: UInt8Array) -> None:
+        self.sample = image, label
+
+    def read(self, _: str) -> tuple[UInt8Array, UInt8Array]:
+        return self.sample
+
+
+def random_sample(seed: int, height: int = 375, width: int = 500) -> tuple[UInt8Array, UInt8Array]:
+    """An image about as rough as a photograph, and a mask of a few objects on background."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((height, width, 3))
+    for cells, contrast in ((4, 40), (16, 25), (64, 15), (256, 8)):
+        noise = rng.normal(0, contrast, (cells, cells, 3)).clip(-127, 127) + 128
+        coarse = Image.fromarray(noise.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+        image += np.asarray(coarse) - 128.0
+    y, x = np.mgrid[0:height, 0:width]
+    label = np.zeros((height, width), np.uint8)
+    for class_id in rng.integers(1, 21, size=3):
+        (cy, cx), (ry, rx) = rng.random(2) * (height, width), rng.uniform(0.1, 0.35, 2) * (height, width)
+        distance = ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2
+        label[distance < 1.1] = IGNORE_INDEX
+        label[distance < 1] = class_id
+    return (image + 128).clip(0, 255).astype(np.uint8), label
+
+
+def write_samples(folder: Path, num_files: int, num_ids: int) -> FileDataset:
+    """A data set of JPEGs and palette PNGs of 500x375; ids beyond `num_files` are links to earlier files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    palette = make_palette(256)
+    samples = {}
+    for i in range(num_ids):
+        image_path, mask_path = folder / f"{i}.jpg", folder / f"{i}.png"
+        if i < num_files:
+            image, label = random_sample(i)
+            Image.fromarray(image).save(image_path, quality=90)
+            mask = Image.fromarray(label)
+            mask.putpalette(np.array(palette, np.uint8).tobytes())
+            mask.save(mask_path)
+        else:
+            for path in (image_path, mask_path):
+                path.hardlink_to(folder / f"{i % num_files}{path.suffix}")
+        samples[str(i)] = image_path, mask_path
+    return FileDataset("benchmark", "train", tuple(map(str, range(21))), palette[:21], samples)
+
+
+def decode_mask(path: str) -> None:
+    with Image.open(path) as mask:
+        np.asarray(mask)

@@ -1,0 +1,339 @@
+"""The rows of the benchmark: what is measured, against what."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from datasets.class_index import index_classes
+from datasets.incremental import StepDataset, ValidationDataset
+from datasets.tasks import IGNORE_INDEX, Step
+from datasets.transforms import EvaluateTransform, TrainTransform
+from losses.objective import Objective
+from losses.pseudo_label import SelectivePseudoLabel
+from models import SegOutput
+from models.output import upsample
+from tools.bench.inputs import (
+    IDENTITY,
+    Stored,
+    clear_gradients,
+    decode_mask,
+    random_labels,
+    random_outputs,
+    random_sample,
+    write_samples,
+)
+from tools.bench.measure import Action, live_bytes, medians, peak_mib
+from trainer.checkpoint import new_model
+from trainer.config import Config
+from trainer.inference import autocast
+from trainer.optim import build_optimizer, freeze_batch_norm
+from trainer.step import backward, build_objective, move, wrap_model
+from trainer.validation import evaluate
+from utils.distributed import Worker
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all rows share. configs: give `step` its models, training and losses; the first, `scaling` and `ddp` too.
+
+    quick: sizes at which every row runs in seconds and the figures mean nothing.
+    """
+
+    worker: Worker
+    configs: Sequence[Config]
+    quick: bool
+
+    @property
+    def config(self) -> Config:
+        return self.configs[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.worker.device
+
+    def repetitions(self, count: int) -> int:
+        return 1 if self.quick else count
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: seconds of ours and of its floor. logits_alive: tensors of the logits' size alive at once."""
+
+    name: str
+    what: str
+    ours_s: float
+    floor_s: float | None = None
+    aim: float | None = None
+    peak_mib: float | None = None
+    logits_alive: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.floor_s is None else self.ours_s / self.floor_s
+
+
+def data(setup: Setup) -> Iterator[Row]:
+    """One training sample from its files, as one worker of the loader makes it, against decoding the files."""
+    import cv2
+
+    num_samples = 2 if setup.quick else 20
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what a worker of the loader has
+    with tempfile.TemporaryDirectory() as folder:
+        source = write_samples(Path(folder), num_files=4, num_ids=num_samples)
+        transform = TrainTransform(512, 0.5, 2.0, (124.0, 116.0, 104.0))
+        dataset = StepDataset(source, source.ids, IDENTITY, transform, seed=0, step=0)
+
+        def ours() -> None:
+            for i in range(num_samples):
+                dataset[0, i]
+
+        def floor() -> None:
+            for image, mask in source.samples.values():
+                cv2.imread(str(image))
+                decode_mask(str(mask))
+
+        times = medians({"ours": ours, "floor": floor}, setup.repetitions(15), CPU)
+        ours_s, floor_s = times["ours"] / num_samples, times["floor"] / num_samples
+        yield Row("data", "500x375 to crop 512", ours_s, floor_s, 2.2, peak_mib(ours, CPU))
+    torch.set_num_threads(threads)
+
+
+def objective(setup: Setup) -> Iterator[Row]:
+    """All terms, forward and backward, against plain cross-entropy on the same logits."""
+    for batch, num_classes, num_new in ((4, 21, 1), (2, 151, 10)):
+        yield _objective(setup, batch, num_classes, num_new)
+
+
+def _objective(setup: Setup, batch: int, num_classes: int, num_new: int) -> Row:
+    size = 64 if setup.quick else 512
+    output, old, labels = random_outputs(batch, num_classes, num_new, size, setup.device)
+    terms = Objective(SelectivePseudoLabel(), 1.0, 1.0, 25.0, 1.0, num_new=num_new)
+
+    def ours() -> None:
+        clear_gradients(output)
+        targets = terms.prepare(labels, old)
+        values = terms(output, old, labels, targets, targets.counts)
+        torch.stack(list(values.values())).sum().backward()
+
+    def floor() -> None:
+        clear_gradients(output)
+        F.cross_entropy(output.logits, labels, ignore_index=IGNORE_INDEX).backward()
+
+    times = medians({"ours": ours, "floor": floor}, setup.repetitions(9), setup.device)
+    clear_gradients(output)
+    alive = live_bytes(ours, setup.device) / output.logits.nbytes
+    clear_gradients(output)
+    peak = peak_mib(ours, setup.device)
+    what = f"logits {tuple(output.logits.shape)}, {num_new} new"
+    return Row("objective", what, times["ours"], times["floor"], 2.2, peak, alive)
+
+
+def step(setup: Setup) -> Iterator[Row]:
+    """One iteration without data, against the network passes and the update it cannot do without."""
+    for config in setup.configs:
+        times, peak = time_iteration(setup, config, [20, 1], setup.repetitions(7), with_floor=True)
+        train = config.train
+        what = f"{describe_model(config)}, crop {train.crop_size}, batch {train.batch_size}"
+        yield Row("step", what, times["ours"], times["student"] + times["old"], 1.06, peak)
+
+
+def evaluation(setup: Setup) -> Iterator[Row]:
+    """One image through evaluation, against the forward pass without upsampling."""
+    size = 64 if setup.quick else 512
+    backbone = setup.config.model.backbone if setup.quick else "resnet101"
+    model_config = setup.config.model.model_copy(update={"name": "deeplabv3", "backbone": backbone})
+    train = setup.config.train.model_copy(update={"crop_size": size})
+    data = setup.config.data.model_copy(update={"num_workers": 0})
+    config = setup.config.model_copy(update={"model": model_config, "train": train, "data": data})
+    for num_classes, aim in ((21, 1.05), (151, 1.15)):
+        yield _evaluation(setup, config, num_classes, aim)
+
+
+def _evaluation(setup: Setup, config: Config, num_classes: int, aim: float) -> Row:
+    size = config.train.crop_size
+    model = new_model(config, [num_classes]).to(setup.device).eval()
+    source, transform = Stored(*random_sample(0, size, size)), EvaluateTransform(size, "center_crop")
+    dataset = ValidationDataset(source, ("a",), IDENTITY, transform)  # type: ignore[arg-type]
+    images = dataset[0][0][None].to(setup.device)
+
+    @torch.inference_mode()
+    def forward() -> SegOutput:
+        with autocast(config.train.amp, setup.device):
+            output: SegOutput = model(images)
+            return output
+
+    grid_logits = forward().grid_logits
+
+    @torch.inference_mode()
+    def upsampling() -> None:
+        upsample(grid_logits, images.shape[2:])
+
+    def ours() -> None:
+        evaluate(model, dataset, num_classes, config, setup.worker)
+
+    actions = {"ours": ours, "forward": forward, "upsampling": upsampling}
+    times = medians(actions, setup.repetitions(9), setup.device)
+    what = f"{describe_model(config)}, {size} x {size}, {num_classes} classes"
+    floor = times["forward"] - times["upsampling"]
+    return Row("evaluate", what, times["ours"], floor, aim, peak_mib(ours, setup.device))
+
+
+def index(setup: Setup) -> Iterator[Row]:
+    """The classes of all masks with 2 workers, against bare decoding in 2 processes; then from the cache."""
+    num_masks = 40 if setup.quick else 10_000
+    with tempfile.TemporaryDirectory() as folder:
+        source = write_samples(Path(folder) / "data", num_files=64, num_ids=num_masks)
+        masks = [str(mask) for _, mask in source.samples.values()]
+
+        def cold() -> None:
+            index_classes(source, None, num_workers=2, progress=False)
+
+        def bare() -> None:
+            with ProcessPoolExecutor(2) as executor:
+                for _ in executor.map(decode_mask, masks, chunksize=64):
+                    pass
+
+        def cached() -> None:
+            index_classes(source, Path(folder) / "cache", num_workers=2, progress=False)
+
+        times = medians({"cold": cold, "bare": bare}, setup.repetitions(5), CPU)
+        yield Row("index", f"{num_masks} masks of 500x375, cold", times["cold"], times["bare"], 1.3)
+        seconds = medians({"cached": cached}, setup.repetitions(5), CPU)["cached"]
+        yield Row("index", f"{num_masks} masks, cached (aim: 0.3 s)", seconds, peak_mib=peak_mib(cached, CPU))
+
+
+def startup(setup: Setup) -> Iterator[Row]:
+    """The command line's help, against importing PyTorch."""
+    commands = {"ours": [str(ROOT / "main.py"), "--help"], "floor": ["-c", "import torch"]}
+    actions: dict[str, Action] = {
+        name: partial(subprocess.run, [sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+        for name, arguments in commands.items()
+    }
+    times = medians(actions, setup.repetitions(5), CPU)
+    yield Row("startup", "main.py --help against import torch", times["ours"], times["floor"], 1.3)
+
+
+def scaling(setup: Setup) -> Iterator[Row]:
+    """Iteration time and memory as classes, steps and image size grow; nothing is compared."""
+    size = setup.config.train.crop_size
+    tasks = [(size, [20, 1]), (size, [141, 10]), (size, [990, 10]), (size, [2, *[1] * 19])]
+    tasks += [(factor * size // 2, [20, 1]) for factor in (3, 4)]
+    for crop_size, num_classes in tasks[:2] if setup.quick else tasks:
+        train = setup.config.train.model_copy(update={"crop_size": crop_size})
+        config = setup.config.model_copy(update={"train": train})
+        times, peak = time_iteration(setup, config, num_classes, setup.repetitions(3), with_floor=False)
+        what = f"{sum(num_classes)} classes, {len(num_classes)} steps, crop {crop_size}, batch {train.batch_size}"
+        yield Row("scaling", what, times["ours"], peak_mib=peak)
+
+
+def ddp(setup: Setup) -> Iterator[Row]:
+    """2 ranks with a core (or GPU) each and a batch each, against 1 rank with one: 1 / ratio is the efficiency."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = setup, Path(folder)
+        torch.multiprocessing.spawn(_ddp_rank, arguments, nprocs=2)
+        one, two = torch.load(Path(folder) / "seconds.pt", weights_only=True)
+    train = setup.config.train
+    what = f"{describe_model(setup.config)}, crop {train.crop_size}, batch {train.batch_size} a rank"
+    yield Row("ddp", what, two, one)
+
+
+def _ddp_rank(rank: int, setup: Setup, folder: Path) -> None:
+    """Alone and together in turns; rank 0 leaves the median seconds of an iteration of both."""
+    torch.set_num_threads(1)
+    on_gpu = setup.device.type == "cuda"
+    device = torch.device("cuda", rank) if on_gpu else CPU
+    dist.init_process_group("nccl" if on_gpu else "gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        alone = Iteration(setup.config, [20, 1], Worker(device))
+        together = Iteration(setup.config, [20, 1], Worker(device, rank, 2))
+        seconds: dict[str, list[float]] = {"alone": [], "together": []}
+        for _ in range(setup.repetitions(5)):
+            if rank == 0:
+                seconds["alone"].append(medians({"alone": alone.run}, 1, device)["alone"])
+            dist.barrier()
+            seconds["together"].append(medians({"together": together.run}, 1, device)["together"])
+            dist.barrier()
+        if rank == 0:
+            torch.save(tuple(float(np.median(values)) for values in seconds.values()), folder / "seconds.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+class Iteration:
+    """One iteration of an incremental step on one random batch, and what it cannot do without.
+
+    num_classes: classes of each step, background counted in the first.
+    """
+
+    def __init__(self, config: Config, num_classes: Sequence[int], worker: Worker) -> None:
+        train, device = config.train, worker.device
+        torch.manual_seed(0)
+        self.config, self.worker = config, worker
+        self.old_model = new_model(config, list(num_classes[:-1])).to(device).eval().requires_grad_(False)
+        model = new_model(config, list(num_classes)).to(device).train()
+        if train.freeze_bn:
+            freeze_batch_norm(model)
+        if train.channels_last:
+            for network in (model, self.old_model):
+                network.to(memory_format=torch.channels_last)
+        num_old = sum(num_classes[:-1])
+        self.objective = build_objective(config, Step(len(num_classes) - 1, num_old, num_classes[-1]))
+        self.optimizer = build_optimizer(model, train, is_base_step=False)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train.amp == "fp16")
+        self.model = wrap_model(model, config, worker)
+        shape = train.batch_size, train.crop_size, train.crop_size
+        images = torch.randint(0, 256, (shape[0], 3, *shape[1:]), dtype=torch.uint8)
+        labels = random_labels(shape, num_old, num_classes[-1], CPU).byte()
+        self.batch = move((images, labels), device, train.channels_last)
+        self.gradient = torch.randn(1, device=device)
+
+    def run(self) -> None:
+        """Both models, all terms, backward, update."""
+        arguments = self.old_model, self.objective, [self.batch], self.scaler, self.config, self.worker
+        backward(self.model, *arguments)
+        self._update()
+
+    def student(self) -> None:
+        """Forward, a backward pass of any gradient, update."""
+        with autocast(self.config.train.amp, self.worker.device):
+            logits = self.model(self.batch[0]).logits
+        logits.backward(self.gradient.to(logits.dtype).expand_as(logits))
+        self._update()
+
+    def old(self) -> None:
+        with torch.inference_mode(), autocast(self.config.train.amp, self.worker.device):
+            self.old_model(self.batch[0])
+
+    def _update(self) -> None:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def time_iteration(
+    setup: Setup, config: Config, num_classes: Sequence[int], repetitions: int, with_floor: bool
+) -> tuple[dict[str, float], float | None]:
+    """Median seconds of an iteration (and of its parts), and its peak memory in MiB."""
+    iteration = Iteration(config, num_classes, setup.worker)
+    actions: dict[str, Action] = {"ours": iteration.run}
+    if with_floor:
+        actions |= {"student": iteration.student, "old": iteration.old}
+    return medians(actions, repetitions, setup.device), peak_mib(iteration.run, setup.device)
+
+
+def describe_model(config: Config) -> str:
+    return f"{config.model.name} {config.model.backbone}"

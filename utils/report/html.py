@@ -1,0 +1,285 @@
+"""report.html: one file that shows a run, from what its folder holds, without a network.
+
+Of an older run, or one that has not ended, it shows what there is.
+"""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import plotly.graph_objects as go
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+from plotly.offline import get_plotlyjs
+
+from datasets.file_dataset import make_palette
+from datasets.masks import UInt8Array
+from utils.files import write_atomic
+from utils.logging import read_metrics
+from utils.metrics import (
+    FloatArray,
+    forgetting_per_class,
+    lost_to_background,
+    pixel_flow,
+    worst_confusions,
+)
+from utils.report.figures import draw_classes, draw_curves, draw_flow, draw_miou
+from utils.report.pictures import IGNORED_COLOUR, Panel, read_panels
+from utils.report.plots import iou_matrix, run_title
+from utils.report.results import SCORES, load_confusion
+from utils.units import format_duration
+
+TEMPLATE = "html.jinja"
+NUM_CONFUSIONS = 12
+_PLOT_CONFIG = {
+    "responsive": True,
+    "displaylogo": False,
+    # The first uploads the figure to Plotly's servers, which the page must not offer; the others do nothing here.
+    "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d"],
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """The classes of every step, and the colour (#rrggbb) of every class in learning order."""
+
+    steps: list[list[str]]
+    colours: list[str]
+
+
+def write_html_report(run_dir: Path) -> Path:
+    """Write report.html into a run's folder and return its path.
+
+    Raises FileNotFoundError where no step has been finished, ValueError naming a file that holds something else,
+    SaveError. Confusion matrices, images, lines of metrics.jsonl and a config that are damaged are left out and named
+    in the report.
+    """
+    results = read_results(run_dir)
+    try:
+        text = render(run_dir, results)
+    except (KeyError, TypeError, UndefinedError) as error:
+        raise ValueError(
+            f"{run_dir}: not the files of a run as this version writes them ({type(error).__name__}: {error})"
+        ) from error
+    write_atomic(run_dir / "report.html", text)
+    return run_dir / "report.html"
+
+
+def read_results(run_dir: Path) -> dict[str, Any]:
+    """Return results.json; raises FileNotFoundError or ValueError naming it."""
+    path = run_dir / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a run has a report once its first step is finished")
+    try:
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not results["steps"]:
+            raise ValueError("no step is finished")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
+    return results
+
+
+def render(run_dir: Path, results: Mapping[str, Any]) -> str:
+    """Return the page."""
+    steps, names = results["steps"], results["class_names"]
+    task = read_task(run_dir, results)
+    confusions, problems = read_confusions(run_dir, steps)
+    panels, damaged = read_panels(run_dir, len(steps))
+    problems += damaged
+    training, damaged = read_training(run_dir)
+    problems += damaged
+    config, damaged = read_config(run_dir)
+    problems += damaged
+    flows = {index: pixel_flow(matrix, num_old(steps, index)) for index, matrix in confusions.items()}
+    shown_ids = sorted({int(c) for panel in panels for mask in masks_of(panel) for c in np.unique(mask)})
+    # What is not evaluated (255) is no class.
+    legend = [(c, names[c], task.colours[c]) for c in shown_ids if c < len(names)]
+    legend += [(c, "not evaluated", to_hex(IGNORED_COLOUR)) for c in shown_ids if c == 255]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE).render(
+        name=run_dir.resolve().name,
+        title=run_title(results),
+        results=results,
+        steps=steps,
+        duration=format_duration,
+        task=task,
+        colour_of=dict(zip(names, task.colours, strict=True)),
+        scores=SCORES,
+        lost_old=float(flows[len(steps) - 1][1, 1]) if len(steps) - 1 in flows else None,
+        figures={
+            name: to_html(figure, name) for name, figure in draw(results, task, confusions, flows).items()
+        },
+        curves=to_html(draw_curves(training), "curves") if training else None,
+        confused={
+            index: describe_confusions(matrix, names, num_old(steps, index))
+            for index, matrix in confusions.items()
+        },
+        legend=legend,
+        panels=[describe_panel(panel) for panel in panels],
+        colours={c: colour for c, _, colour in legend},
+        class_names={c: name for c, name, _ in legend},
+        problems=problems,
+        config=config,
+        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        plotly=get_plotlyjs(),
+    )
+
+
+def read_task(run_dir: Path, results: Mapping[str, Any]) -> Task:
+    """Return task.json; without one, what results.json tells, and the colours of PASCAL VOC in learning order."""
+    names = results["class_names"]
+    path = run_dir / "task.json"
+    if not path.exists():
+        steps = [list(step["new_classes"]) for step in results["steps"]]
+        to_come = names[sum(map(len, steps)) :]
+        return Task([*steps, to_come] if to_come else steps, [to_hex(c) for c in make_palette(len(names))])
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Task(content["steps"], [content["colours"][name] for name in names])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not the task of this run ({type(error).__name__}: {error}); delete it and rerun"
+        ) from error
+
+
+def read_confusions(
+    run_dir: Path, steps: Sequence[Mapping[str, Any]]
+) -> tuple[dict[int, npt.NDArray[np.int64]], list[str]]:
+    """Return the confusion matrix of every step that has one; second come the problems met, a line each."""
+    confusions, problems = {}, []
+    for index, step in enumerate(steps):
+        try:
+            matrix = load_confusion(run_dir, index)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+            continue
+        if len(matrix) == len(step["per_class_iou"]):
+            confusions[index] = matrix
+        else:
+            problems.append(
+                f"confusion/step_{index}.csv: {len(matrix)} classes, results.json has {len(step['per_class_iou'])}"
+            )
+    return confusions, problems
+
+
+def read_training(run_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return what metrics.jsonl says of the training; second come the problems met, a line each."""
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return [], []
+    lines, damaged = read_metrics(path)
+    problems = [f"{path}: left out: damaged lines ({', '.join(map(str, damaged))})"] if damaged else []
+    return [line for line in lines if "epoch" in line], problems
+
+
+def read_config(run_dir: Path) -> tuple[str | None, list[str]]:
+    """Return the text of config.yaml, None where there is none; second come the problems met, a line each."""
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        return None, []
+    try:
+        return path.read_text(encoding="utf-8"), []
+    except UnicodeDecodeError as error:
+        return None, [f"{path}: left out: {error}"]
+
+
+def draw(
+    results: Mapping[str, Any],
+    task: Task,
+    confusions: Mapping[int, npt.NDArray[np.int64]],
+    flows: Mapping[int, FloatArray],
+) -> dict[str, go.Figure]:
+    """Return the figures that come from scores and confusion matrices."""
+    steps, names = results["steps"], results["class_names"]
+    iou = iou_matrix(results)
+    forgetting, lost = np.full_like(iou, np.nan), np.full_like(iou, np.nan)
+    for index, step in enumerate(steps):
+        num_seen = len(step["per_class_iou"])
+        if index > 0:  # at step 0 there is nothing to forget
+            known = len(steps[index - 1]["per_class_iou"])
+            history = [iou[:num_seen, past] for past in range(index + 1)]
+            forgetting[:known, index] = forgetting_per_class(history)[:known]
+        if index in confusions:
+            lost[:num_seen, index] = lost_to_background(confusions[index])
+    first_ids = [len(step["per_class_iou"]) for step in steps[:-1]]
+    figures = {
+        "miou": draw_miou(steps),
+        "classes": draw_classes(names, task.colours, iou, forgetting, lost, first_ids),
+    }
+    if flows:
+        figures["flow"] = draw_flow(list(flows), list(flows.values()))
+    return figures
+
+
+def num_old(steps: Sequence[Mapping[str, Any]], index: int) -> int:
+    """How many classes, background included, were known before a step."""
+    return len(steps[index - 1]["per_class_iou"]) if index else 0
+
+
+def describe_confusions(
+    confusion: npt.NDArray[np.int64], names: Sequence[str], known: int
+) -> list[dict[str, Any]]:
+    """Return the worst pairs of a step, with names and kinds instead of ids; `known`: `num_old` of the step."""
+
+    def kind(class_id: int) -> str:
+        return "background" if class_id == 0 else "old" if class_id < known else "new"
+
+    return [
+        {
+            "label": names[pair.label],
+            "predicted": names[pair.predicted],
+            "kind": f"{kind(pair.label)} → {kind(pair.predicted)}",
+            "share": pair.share,
+            "cost": pair.cost,
+        }
+        for pair in worst_confusions(confusion, NUM_CONFUSIONS)
+    ]
+
+
+def masks_of(panel: Panel) -> list[UInt8Array]:
+    """Return the ground truth and the predictions that were kept."""
+    return [panel.ground_truth, *(mask for mask in panel.predictions if mask is not None)]
+
+
+def describe_panel(panel: Panel) -> dict[str, Any]:
+    """Return a panel as the page's script takes it: image as a data URI, masks as [id, run length, id, ...]."""
+    height, width = panel.ground_truth.shape
+    return {
+        "id": panel.image_id,
+        "width": width,
+        "height": height,
+        "image": f"data:image/jpeg;base64,{base64.b64encode(panel.image).decode()}",
+        "truth": encode_runs(panel.ground_truth),
+        "predictions": [None if mask is None else encode_runs(mask) for mask in panel.predictions],
+    }
+
+
+def encode_runs(mask: UInt8Array) -> list[int]:
+    """Return a mask (H,W) row by row as [id, run length, id, run length, ...]."""
+    pixels = mask.ravel()
+    starts = np.flatnonzero(np.diff(pixels, prepend=pixels[0] ^ 1))
+    lengths = np.diff(starts, append=len(pixels))
+    runs: list[int] = np.column_stack([pixels[starts], lengths]).ravel().tolist()
+    return runs
+
+
+def to_hex(colour: tuple[int, int, int]) -> str:
+    """Return a colour as #rrggbb."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def to_html(figure: go.Figure, name: str) -> str:
+    """Return the figure's element and script; the library itself stands in the page once."""
+    text: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=_PLOT_CONFIG)
+    return text

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.fetch import UsageError, fetch, unpack
+from tools.download.archives import unpack
+from tools.download.fetching import UsageError, fetch
 from utils.arguments import new_parser
 
 EXAMPLES = """

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.file_dataset import FileDataset, check_split, list_files, pair_samples
-from datasets.masks import Colour
+from datasets.source import file_source
+from utils.images import Colour
 
 _FOLDER_OF_SPLIT = {"train": "training", "val": "validation"}
 
+HOW_TO_GET = "run `python download_ade20k.py`"
 EXPECTED = (
     "Expected below the data root: ADEChallengeData2016/images/{training,validation}/ID.jpg and "
-    "ADEChallengeData2016/annotations/{training,validation}/ID.png; run `python download_ade20k.py`"
+    f"ADEChallengeData2016/annotations/{{training,validation}}/ID.png; {HOW_TO_GET}"
 )
 
 
@@ -196,3 +198,6 @@ _NAMES_AND_COLOURS: tuple[tuple[str, Colour], ...] = (
 
 CLASSES = tuple(name for name, _ in _NAMES_AND_COLOURS)
 PALETTE = tuple(colour for _, colour in _NAMES_AND_COLOURS)
+
+
+SOURCE = file_source(open_split, HOW_TO_GET, CLASSES)

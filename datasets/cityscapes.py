@@ -10,13 +10,18 @@ import os
 from pathlib import Path
 
 from datasets.file_dataset import FileDataset, check_split, list_files, pair_samples
-from datasets.masks import Colour, MaskCoding
+from datasets.masks import MaskCoding
+from datasets.source import file_source
 from datasets.tasks import IGNORE_INDEX
+from utils.images import Colour
 
+HOW_TO_GET = (
+    "register at www.cityscapes-dataset.com, and unpack leftImg8bit_trainvaltest.zip and "
+    "gtFine_trainvaltest.zip there"
+)
 EXPECTED = (
     "Expected below the data root: leftImg8bit/{train,val}/CITY/ID_leftImg8bit.png and "
-    "gtFine/{train,val}/CITY/ID_gtFine_labelIds.png (or ID_gtFine_labelTrainIds.png); register at "
-    "www.cityscapes-dataset.com, and unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip there"
+    f"gtFine/{{train,val}}/CITY/ID_gtFine_labelIds.png (or ID_gtFine_labelTrainIds.png); {HOW_TO_GET}"
 )
 
 _IMAGE = "_leftImg8bit"
@@ -93,3 +98,6 @@ def _list_cities(folder: Path, problems: list[str] | None) -> dict[str, Path]:
 def _with_ending(files: dict[str, Path], ending: str) -> dict[str, Path]:
     """Image id -> path of the files whose stem is ID and the ending."""
     return {stem.removesuffix(ending): path for stem, path in files.items() if stem.endswith(ending)}
+
+
+SOURCE = file_source(open_split, HOW_TO_GET, CLASSES)

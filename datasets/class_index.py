@@ -17,11 +17,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from datasets.file_dataset import FileDataset, describe_size
-from datasets.masks import UNDECODABLE, DataError, MaskCoding, describe_mask_format, describe_undecodable
+from datasets.long_side import reduce_label, reduced_shape
+from datasets.masks import MaskCoding
 from datasets.tasks import IGNORE_INDEX
 from datasets.unreadable import MAX_NAMED, Unreadable
 from utils.console import progress_bar
+from utils.errors import DataError
 from utils.files import write_atomic
+from utils.images import UNDECODABLE, describe_mask_format, describe_undecodable
 
 logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
@@ -46,6 +49,7 @@ class MaskJob(NamedTuple):
     image_path: str
     mask_path: str
     coding: MaskCoding
+    long_side: int | None = None
 
 
 def index_classes(
@@ -56,6 +60,9 @@ def index_classes(
     unreadable: Unreadable | None = None,
 ) -> dict[str, frozenset[int]]:
     """Image id -> data set ids that its mask shows (255 left out, 0 may be in), in the order of the data set.
+
+    A mask shows what is left of it at the data set's long side, where a small object may vanish; what is checked, sizes
+    and ids, is the file.
 
     Masks are not read again where the bytes and change times of mask and image are those of the cache file. A
     cache that cannot be read or written costs a logged warning, never the result.
@@ -91,8 +98,10 @@ def index_classes(
                     break
             else:
                 known[image_id] = MaskEntry(stamps[image_id], frozenset(result))
-    if cache_path is not None and known != cached:
-        _save_cache(cache_path, known, dataset.coding)
+    # A part of a split leaves the other images' entries to runs on all of it.
+    entries = cached | known if dataset.is_part else known
+    if cache_path is not None and entries != cached:
+        _save_cache(cache_path, entries, dataset.coding)
     unreadable.check()
     return {image_id: known[image_id].classes for image_id in stamps if image_id in known}
 
@@ -109,7 +118,7 @@ def _read_masks(
     """For every id, in order, what `_read_mask` says. Closing the generator stops the workers."""
     pairs = [dataset.samples[image_id] for image_id in image_ids]
     coding = dataset.coding  # one object, which is sent to a worker once a chunk
-    jobs = [MaskJob(str(image), str(mask), coding) for image, mask in pairs]
+    jobs = [MaskJob(str(image), str(mask), coding, dataset.long_side) for image, mask in pairs]
     description = f"reading masks ({dataset.name} {dataset.split})"
     return map_in_processes(_read_mask, jobs, num_workers, description, "mask", progress)
 
@@ -153,11 +162,9 @@ def _read_mask(job: MaskJob) -> list[int] | str:
     except UNDECODABLE as error:
         return describe_undecodable(path, "a mask", error)
     try:
-        if pixels.ndim == 2:  # few numbers are decoded faster than all pixels
-            numbers = np.array(_distinct_ids(pixels), np.uint8)
-            ids = sorted({*job.coding.decode(path, numbers).tolist()} - {IGNORE_INDEX})
-        else:
-            ids = _distinct_ids(job.coding.decode(path, pixels))
+        ids = _decode_ids(job, pixels)
+        if reduced_shape(pixels.shape, job.long_side) != pixels.shape[:2]:
+            ids = _decode_ids(job, reduce_label(pixels, job.long_side))
     except DataError as error:
         return str(error)
     try:
@@ -166,6 +173,15 @@ def _read_mask(job: MaskJob) -> list[int] | str:
         return describe_undecodable(job.image_path, "an image", error)
     problem = describe_size(job.image_path, image_size, path, mask_size)
     return ids if problem is None else problem
+
+
+def _decode_ids(job: MaskJob, pixels: npt.NDArray[np.uint8]) -> list[int]:
+    """The data set ids that a mask's pixels show, sorted, 255 left out; raises DataError where one means none."""
+    if pixels.ndim == 3:
+        return _distinct_ids(job.coding.decode(job.mask_path, pixels))
+    # Few numbers are decoded faster than all pixels.
+    numbers = np.array(_distinct_ids(pixels), np.uint8)
+    return sorted({*job.coding.decode(job.mask_path, numbers).tolist()} - {IGNORE_INDEX})
 
 
 def _distinct_ids(mask: npt.NDArray[np.uint8]) -> list[int]:
@@ -190,9 +206,11 @@ def read_image_size(path: str) -> tuple[int, int]:
 
 
 def _name_cache(dataset: FileDataset) -> str:
-    """One cache file for each name, split and place of a data set."""
-    folders = sorted({str(mask.parent.absolute()) for _, mask in dataset.samples.values()})
-    digest = hashlib.sha256(os.fsencode("\n".join(folders))).hexdigest()[:16]
+    """One cache file for each name, split, place and long side of a data set."""
+    key = sorted({str(mask.parent.absolute()) for _, mask in dataset.samples.values()})
+    if dataset.long_side is not None:
+        key.append(f"long side {dataset.long_side}")
+    digest = hashlib.sha256(os.fsencode("\n".join(key))).hexdigest()[:16]
     return f"classes_{dataset.name}_{dataset.split}_{digest}.json"
 
 

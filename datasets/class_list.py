@@ -8,9 +8,10 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from datasets.file_dataset import read_lines
-from datasets.masks import Colour, MaskCoding
+from datasets.masks import MaskCoding
 from datasets.tasks import IGNORE_INDEX
 from utils.config.yaml_file import load_yaml
+from utils.images import Colour
 
 MAX_CLASSES = 255  # ids 0..254; 255 is ignored
 IGNORE_NAME = "ignore"

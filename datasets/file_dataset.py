@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.masks import Colour, DataError, MaskCoding, UInt8Array, read_bytes, read_mask
+from datasets.long_side import reduce_image, reduce_label
+from datasets.masks import MaskCoding, read_mask
+from utils.errors import DataError
+from utils.images import Colour, UInt8Array, read_bytes
 
 SPLITS = ("train", "val")
 
@@ -22,7 +25,8 @@ class FileDataset:
 
     `classes` and `palette` are indexed by data set id, background at 0. `samples` maps an image id to its
     image and mask. With `background_is_void` (ADE20K) label 0 becomes 255 in evaluation. `mask_coding`: what the
-    pixels of masks mean; None: the data set id itself.
+    pixels of masks mean; None: the data set id itself. `long_side`: what larger images and masks are reduced to on
+    reading. `is_part`: whether the samples are only some of the split's.
     """
 
     name: str
@@ -32,6 +36,8 @@ class FileDataset:
     samples: dict[str, tuple[Path, Path]]
     background_is_void: bool = False
     mask_coding: MaskCoding | None = None
+    long_side: int | None = None
+    is_part: bool = False
 
     @property
     def coding(self) -> MaskCoding:
@@ -49,7 +55,7 @@ class FileDataset:
         return tuple(self.samples)
 
     def read(self, image_id: str) -> tuple[UInt8Array, UInt8Array]:
-        """Image (H, W, 3) uint8 RGB and label (H, W) uint8 in data set ids.
+        """Image (H, W, 3) uint8 RGB and label (H, W) uint8 in data set ids, reduced to the long side.
 
         Raises:
             DataError: a file cannot be decoded, image and mask differ in size, or the mask holds an id or a colour
@@ -59,12 +65,14 @@ class FileDataset:
         image_path, mask_path = self.samples[image_id]
         image, pixels = read_image(image_path), read_mask(mask_path, self.coding)
         check_size(image_path, image, mask_path, pixels)
-        return image, self.coding.decode(mask_path, pixels)
+        label = self.coding.decode(mask_path, pixels)
+        return reduce_image(image, self.long_side), reduce_label(label, self.long_side)
 
     def read_label(self, image_id: str) -> UInt8Array:
-        """Label (H, W) uint8 in data set ids."""
+        """Label (H, W) uint8 in data set ids, reduced to the long side."""
         mask_path = self.samples[image_id][1]
-        return self.coding.decode(mask_path, read_mask(mask_path, self.coding))
+        label = self.coding.decode(mask_path, read_mask(mask_path, self.coding))
+        return reduce_label(label, self.long_side)
 
 
 def read_image(path: Path) -> UInt8Array:
@@ -266,12 +274,3 @@ def pair_samples(
         if problems is not None:
             problems += [f"{path}: this {what} is missing" for path in missing]
     return {i: (images[i], masks[i]) for i in ids if i in images and i in masks}
-
-
-def make_palette(num_classes: int) -> tuple[Colour, ...]:
-    """The colour map of PASCAL VOC (as its development kit makes it): one RGB colour an id, black for 0."""
-
-    def spread_bits(class_id: int, channel: int) -> int:
-        return sum((class_id >> (3 * i + channel) & 1) << (7 - i) for i in range(8))
-
-    return tuple((spread_bits(i, 0), spread_bits(i, 1), spread_bits(i, 2)) for i in range(num_classes))

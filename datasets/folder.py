@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.class_list import read_class_list
-from datasets.file_dataset import FileDataset, check_split, list_files, make_palette, pair_samples
+from datasets.file_dataset import FileDataset, check_split, list_files, pair_samples
+from datasets.source import file_source
+from utils.images import make_palette
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
+HOW_TO_GET = "bring your images into its layout (`python -m tools.prepare_folder --help`)"
 EXPECTED = (
     "Expected below the data root: images/{train,val}/ID.jpg (or " + ", ".join(IMAGE_SUFFIXES[1:]) + "), "
     "masks/{train,val}/ID.png (8-bit class ids, 0 = background, 255 = ignored) and classes.txt "
-    "(one name a line, line i is id i), or classes.yaml where masks are in colour"
+    f"(one name a line, line i is id i), or classes.yaml where masks are in colour; {HOW_TO_GET}"
 )
 
 
@@ -38,3 +41,6 @@ def open_split(root: Path, split: str, problems: list[str] | None = None) -> Fil
     )
     palette = classes.colours or make_palette(len(classes.names))
     return FileDataset("folder", split, classes.names, palette, samples, mask_coding=classes.coding)
+
+
+SOURCE = file_source(open_split, HOW_TO_GET, None)

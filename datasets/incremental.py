@@ -1,19 +1,21 @@
 """A step's training images with the labels that the step may see, and the validation images."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from datasets import SegmentationDataset
-from datasets.masks import DataError, UInt8Array, remap
+from datasets.masks import remap
 from datasets.selection import select_images as select_images  # also the public place of the function
+from datasets.source import SegmentationDataset
 from datasets.tasks import IGNORE_INDEX, Step, Task
 from datasets.transforms import EvaluateTransform, TrainTransform
 from datasets.unreadable import explain
+from utils.errors import DataError
+from utils.images import UInt8Array
 
 Table = npt.NDArray[np.uint8]
 
@@ -152,69 +154,6 @@ def _blank(size: int, problem: str) -> Sample:
     """A sample of which no pixel counts."""
     image = torch.zeros(3, size, size, dtype=torch.uint8)
     return image, torch.full((size, size), IGNORE_INDEX, dtype=torch.uint8), problem
-
-
-class TrainSampler(Sampler[list[tuple[int, int]]]):
-    """One rank's micro-batches of (epoch, index) over all epochs of a step.
-
-    Every epoch is a permutation from (seed, step, epoch), cut into global batches, the remainder dropped; a
-    step with fewer images than a batch repeats them to fill one. A global batch is cut into ranks, a rank's
-    share into micro-batches: together they hold the same images whatever the cut.
-    """
-
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        num_epochs: int,
-        *,
-        seed: int,
-        step: int,
-        rank: int = 0,
-        world_size: int = 1,
-        accumulate: int = 1,
-    ) -> None:
-        assert batch_size % (world_size * accumulate) == 0
-        self.num_images = num_images
-        self.batch_size = batch_size
-        self.num_epochs = num_epochs
-        self.seed = seed
-        self.step = step
-        self.rank = rank
-        self.rank_batch_size = batch_size // world_size
-        self.accumulate = accumulate
-        self.num_skipped = 0
-        """Iterations at the start of the step that a resumed run has behind it."""
-
-    @property
-    def iterations_per_epoch(self) -> int:
-        """Optimiser updates in one pass over the images."""
-        return max(1, self.num_images // self.batch_size)
-
-    @property
-    def num_iterations(self) -> int:
-        """Optimiser updates in the step."""
-        return self.num_epochs * self.iterations_per_epoch
-
-    def __len__(self) -> int:
-        return (self.num_iterations - self.num_skipped) * self.accumulate
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        micro = self.rank_batch_size // self.accumulate
-        for epoch in range(self.num_skipped // self.iterations_per_epoch, self.num_epochs):
-            generator = make_generator(self.seed, self.step, epoch)
-            permutation = torch.randperm(self.num_images, generator=generator).tolist()
-            order = [(epoch, index) for index in permutation]
-            repetition = 0
-            while len(order) < self.batch_size:
-                # An epoch that no other pass has: repeated images are augmented anew.
-                repetition += 1
-                order += [(epoch + repetition * self.num_epochs, index) for index in permutation]
-            first_iteration = max(0, self.num_skipped - epoch * self.iterations_per_epoch)
-            for iteration in range(first_iteration, self.iterations_per_epoch):
-                first = iteration * self.batch_size + self.rank * self.rank_batch_size
-                for start in range(first, first + self.rank_batch_size, micro):
-                    yield order[start : start + micro]
 
 
 def make_generator(*key: int) -> torch.Generator:

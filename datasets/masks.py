@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image
 
 from datasets.tasks import IGNORE_INDEX
-from utils.errors import RunError
-
-UInt8Array = npt.NDArray[np.uint8]
-Colour = tuple[int, int, int]
-
-UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises over files that it cannot decode."""
+from utils.errors import DataError
+from utils.images import Colour, UInt8Array, open_mask
 
 _MAX_COLOURS_NAMED = 5
-
-
-class DataError(RunError, ValueError):
-    """A file of a data set is wrong: the message names it, what was found, what is allowed and what to do."""
-
-    met_by_all = False
 
 
 @dataclass(frozen=True)
@@ -126,15 +114,6 @@ def remap(label: UInt8Array, table: UInt8Array) -> UInt8Array:
     return np.frombuffer(label.tobytes().translate(table.tobytes()), np.uint8).reshape(label.shape)
 
 
-def read_bytes(path: Path) -> bytes:
-    """All of a file; an OSError names it."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        error.filename = str(path)  # opening names the file, reading does not
-        raise
-
-
 def read_mask(path: Path, coding: MaskCoding = MaskCoding(()), in_colour: bool = False) -> UInt8Array:
     """The pixels of a mask, uint8: numbers (H,W) of a palette or a grey PNG, or RGB (H,W,3).
 
@@ -144,47 +123,4 @@ def read_mask(path: Path, coding: MaskCoding = MaskCoding(()), in_colour: bool =
         DataError: the file is none of these, or Pillow cannot decode it.
         OSError: it cannot be opened.
     """
-    content = read_bytes(path)
-    try:
-        # Not OpenCV's decoder, which turns a palette into colours.
-        with Image.open(io.BytesIO(content)) as image:
-            problem = describe_mask_format(image, in_colour or bool(coding.colours))
-            if problem is None:
-                return coding.pixels_of(image)
-    except UNDECODABLE as error:
-        raise DataError(describe_undecodable(path, "a mask", error)) from error
-    raise DataError(f"{path}: {problem}")
-
-
-def describe_mask_format(image: ImageFile.ImageFile, in_colour: bool = False) -> str | None:
-    """What keeps an opened file from being a mask; None for an 8-bit grey PNG and for any with a palette.
-
-    With `in_colour`, 8-bit RGB PNGs are masks, too.
-    """
-    bits = ""
-    if image.format == "PNG":
-        # Pillow opens grey of 2 and 4 bits as mode L, too, and stretches it to 0..255: the ids would be wrong.
-        raw_mode = str(image.tile[0][3])
-        if image.mode == "P" or (image.mode, raw_mode) == ("L", "L"):
-            return None
-        if in_colour and (image.mode, raw_mode) == ("RGB", "RGB"):
-            return None
-        bits = f" ({raw_mode})" if raw_mode != image.mode else ""
-    found = f"found a {image.format} of mode {image.mode}{bits}"
-    if in_colour:
-        return (
-            "a mask must be an 8-bit PNG, of one channel (palette or grey) that holds class ids or of RGB in the "
-            f"colours of classes.yaml; {found}; save it as one"
-        )
-    remedy = "save the ids as one"
-    if image.format == "PNG" and image.mode == "RGB":
-        remedy += ", or in a data set of your own list the colours in classes.yaml"
-    return f"a mask must be an 8-bit PNG with one channel (palette or grey) that holds class ids; {found}; {remedy}"
-
-
-def describe_undecodable(path: Path | str, what: str, error: Exception) -> str:
-    """The error for a file ('a mask', 'an image') over which Pillow raised one of UNDECODABLE."""
-    reason = " ".join(str(error).split())
-    if isinstance(error, UnidentifiedImageError):
-        reason = "no format that it knows" if Path(path).stat().st_size else "the file is empty"
-    return f"{path}: not {what} that Pillow can decode ({reason}); replace the file"
+    return coding.pixels_of(open_mask(path, in_colour or bool(coding.colours)))

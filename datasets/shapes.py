@@ -6,14 +6,29 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
+from pydantic import Field
 
-from datasets.file_dataset import make_palette
-from datasets.masks import Colour, UInt8Array
+from datasets.config import DataConfig
+from datasets.source import Source
+from utils.images import Colour, UInt8Array, make_palette
 
 CLASSES = ("background", "disc", "diamond", "triangle", "cross", "ring", "star")
 PALETTE = make_palette(len(CLASSES))
 
 _MAX_OBJECTS = 4
+
+
+class ShapesConfig(DataConfig):
+    """What is drawn."""
+
+    num_train: int = Field(600, ge=1)
+    """Training images drawn."""
+    num_val: int = Field(100, ge=1)
+    """Validation images drawn."""
+    image_size: int = Field(96, ge=16)
+    """Side of an image, in pixels."""
+    seed: int = Field(0, ge=0)
+    """What is drawn; independent of the run's seed, so that seeds share their data."""
 
 
 @dataclass(frozen=True)
@@ -119,3 +134,12 @@ def _place(
         (float(centre[0] + radius * (x * cos - y * sin)), float(centre[1] + radius * (x * sin + y * cos)))
         for x, y in corners
     ]
+
+
+def open_split(options: ShapesConfig, split: str, problems: list[str] | None = None) -> ShapesDataset:
+    """One split, as the config describes it; nothing of it can be wrong."""
+    num_images = options.num_train if split == "train" else options.num_val
+    return ShapesDataset(split, num_images, options.image_size, options.seed)
+
+
+SOURCE = Source(open_split, options=ShapesConfig, classes=CLASSES)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from datasets.masks import UInt8Array
 from datasets.tasks import IGNORE_INDEX
+from utils.images import UInt8Array
 
 
 def to_tensors(image: UInt8Array, label: UInt8Array) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,10 @@
 """What follows where an image or its mask cannot be read: an error, or it is left out, counted and named."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 
-from datasets.masks import DataError
-from utils.distributed import Worker
+from utils.errors import DataError
 
 MAX_NAMED = 10
 
@@ -60,9 +59,12 @@ class Unreadable:
                 self.check()
             yield images, labels
 
-    def agree(self, worker: Worker) -> None:
-        """Bring the problems of all ranks together; raises as `check` does, in all of them."""
-        self.problems = dict.fromkeys(sorted(set().union(*worker.gather(list(self.problems)))))
+    def agree(self, gather: Callable[[list[str]], list[list[str]]]) -> None:
+        """Bring the problems of all processes together; raises as `check` does, in all of them.
+
+        gather: gives every process the lists of all, its own among them (`Worker.gather`).
+        """
+        self.problems = dict.fromkeys(sorted(set().union(*gather(list(self.problems)))))
         self.check()
 
     def check(self) -> None:

@@ -30,7 +30,7 @@ def local_pod(features: Tensor, old_features: Tensor) -> tuple[Tensor, int]:
 
     Ours, where the paper leaves it open: the Euclidean distance itself, not its square, so that a term's gradient does
     not grow with the drift; strips are not brought to length 1, at which the paper's weights hold little (18.8 instead
-    of 29.8 mIoU on the images of README, 'The field's methods, compared').
+    of 29.8 mIoU on the images of docs/results.md).
     features, old_features: (B,C,h,w); no gradient reaches old_features.
     """
     # Pooling is linear: one of the difference is the difference of two.

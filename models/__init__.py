@@ -1,6 +1,6 @@
 """Segmentation models behind one interface: `build_model`, and `load_model` from a checkpoint."""
 
-from models.base import SegmentationModel
+from models.base import ModelOptions, SegmentationModel
 from models.build import MODELS, build_model
 from models.deeplabv3 import DeepLabV3
 from models.output import SegOutput
@@ -11,6 +11,7 @@ __all__ = [
     "MODELS",
     "DeepLabV3",
     "ModelInfo",
+    "ModelOptions",
     "SegOutput",
     "SegmentationModel",
     "Segmenter",

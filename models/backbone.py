@@ -127,7 +127,7 @@ def _rename_flat(weights: Weights, backbone: nn.Module) -> Weights:
     return {key: by_flat_name[flat] for key, flat in flat_names.items() if flat in by_flat_name}
 
 
-def synchronise_batch_norm(model: nn.Module) -> nn.Module:
+def convert_to_sync_batch_norm(model: nn.Module) -> nn.Module:
     """Return the model with BatchNorm statistics over all ranks.
 
     Not torch's converter: that one drops the activations inside timm's BatchNormAct2d.

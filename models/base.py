@@ -1,29 +1,56 @@
 """What the trainer asks of a model."""
 
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from models.backbone import pixel_statistics
 from models.output import SegOutput, most_likely, upsample
+from utils.config.section import NamedSection
+
+Start = Literal["random", "background", "shared_background"]
+"""As what new classes start: anew, as copies of the background's classifier, or as copies that share with it what the
+background scored, biases lowered by log(1 + new classes) (MiB, arXiv 2002.00718, eq. 10)."""
+
+
+class ModelOptions(NamedSection):
+    """What every model can be told."""
+
+    backbone: str = "resnet101"
+    """Name of the backbone in timm."""
+    pretrained: bool | str = True
+    """ImageNet weights of the backbone: true fetches timm's, a path reads a state dict, false starts at random."""
+    channels: int = Field(256, ge=1)
+    """Channels of the features that are distilled."""
 
 
 class SegmentationModel(nn.Module):
     """A network whose classes grow; forward takes images (B,3,H,W), RGB pixel values 0..255 of any dtype.
 
-    backbone: the timm model whose mean and standard deviation normalise the images, here, where the model is.
-    A model keeps its backbone and the parameters of its classes in submodules named `backbone` and `classifier`.
+    A model is made of the classes of each step so far (background counted in the first), its section of the config,
+    and the side of the training crop in pixels. It keeps its backbone and the parameters of its classes in submodules
+    named `backbone` and `classifier`. Mean and standard deviation of the backbone normalise the images, here, where the
+    model is.
     """
+
+    Options: ClassVar[type[ModelOptions]]
+    """The model's section of the config."""
 
     trains_on_single_images: ClassVar[bool]
     """Whether a training batch may hold one image only (BatchNorm on pooled features needs two)."""
+    has_stages: ClassVar[bool] = False
+    """Whether forward can return the feature maps of the backbone's stages."""
+    has_linear_classifier: ClassVar[bool] = False
+    """Whether a class is a row of a 1x1 classifier over the features."""
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, backbone: str) -> None:
+    def __init__(self, num_classes: list[int], options: Any, image_size: int = 512) -> None:
         super().__init__()
-        mean, std = pixel_statistics(backbone)
+        self.options = options
+        mean, std = pixel_statistics(options.backbone)
         self.register_buffer("pixel_mean", mean.view(3, 1, 1))
         self.register_buffer("pixel_std", std.view(3, 1, 1))
 
@@ -44,17 +71,15 @@ class SegmentationModel(nn.Module):
         """Classes of each step so far, background counted in the first."""
         raise NotImplementedError
 
-    def grow(self, num_new: int, weight_transfer: bool, balanced_bias: bool = False) -> None:
-        """Add the classes of a new step.
-
-        weight_transfer: they start as the background. balanced_bias: background and new classes share what the
-        background scored, their biases lowered by log(1 + new classes) (MiB, arXiv 2002.00718, eq. 10).
-        Where the model has an auxiliary classifier, they start as that instead.
-        """
+    def grow(self, num_new: int, start: Start = "random") -> None:
+        """Add the classes of a new step, which start as `start` says."""
         raise NotImplementedError
 
-    def set_auxiliary_classifier(self, is_wanted: bool) -> None:
-        """Give a model whose kind can have one an auxiliary classifier, a copy of the background's, or take it away."""
+    def classify(self, features: Tensor) -> Tensor:
+        """Return the grid's logits (B,K,h,w), float32 at least, of features (B,D,h,w) that no image need have given.
+
+        Models that decode classes per image cannot.
+        """
         raise NotImplementedError
 
     def backbone_parameters(self) -> list[nn.Parameter]:

@@ -1,10 +1,13 @@
 """DeepLabV3 (Chen et al., arXiv 1706.05587) over any timm backbone, with a classifier that grows."""
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from models.backbone import build_backbone
-from models.base import SegmentationModel
+from models.base import ModelOptions, SegmentationModel, Start
 from models.classifier import GrowingClassifier
 from models.output import SegOutput
 
@@ -46,39 +49,43 @@ class DeepLabV3(SegmentationModel):
 
     The authors' code of MBS holds no DeepLabV3; the mapping of its parts onto this model is ours: features
     are the output of the shared 3x3, class tokens are the classifier's rows.
-
-    num_classes: classes of each step so far, background counted in the first. auxiliary_classifier: see
-    `GrowingClassifier`.
     """
 
-    trains_on_single_images = False
+    class Options(ModelOptions):
+        """DeepLabV3's section of the config."""
 
-    def __init__(
-        self,
-        num_classes: list[int],
-        *,
-        backbone: str = "resnet101",
-        pretrained: bool | str = False,
-        output_stride: int = 16,
-        channels: int = 256,
-        auxiliary_classifier: bool = False,
-    ) -> None:
-        super().__init__(backbone)
-        self.backbone, in_channels = build_backbone(backbone, pretrained, output_stride)
-        rates = tuple(rate * 16 // output_stride for rate in (6, 12, 18))
-        self.aspp = ASPP(in_channels, channels, rates)
-        self.project = conv_bn_relu(self.aspp.out_channels, channels, 3)
-        self.classifier = GrowingClassifier(channels, num_classes, auxiliary_classifier)
+        backbone: str = "resnet101"
+        """Any timm model with feature maps at the output stride."""
+        output_stride: Literal[8, 16, 32] = 16
+        """Image size over feature grid size."""
+        channels: int = Field(256, ge=1)
+        """Channels of the distilled features and of each ASPP branch."""
+
+    trains_on_single_images = False
+    has_stages = True
+    has_linear_classifier = True
+
+    def __init__(self, num_classes: list[int], options: Options, image_size: int = 512) -> None:
+        super().__init__(num_classes, options, image_size)
+        self.backbone, in_channels = build_backbone(
+            options.backbone, options.pretrained, options.output_stride
+        )
+        rates = tuple(rate * 16 // options.output_stride for rate in (6, 12, 18))
+        self.aspp = ASPP(in_channels, options.channels, rates)
+        self.project = conv_bn_relu(self.aspp.out_channels, options.channels, 3)
+        self.classifier = GrowingClassifier(options.channels, num_classes)
 
     @property
     def num_classes(self) -> list[int]:
         return self.classifier.num_classes
 
-    def grow(self, num_new: int, weight_transfer: bool, balanced_bias: bool = False) -> None:
-        self.classifier.grow(num_new, weight_transfer, balanced_bias)
+    def grow(self, num_new: int, start: Start = "random") -> None:
+        self.classifier.grow(num_new, start)
 
-    def set_auxiliary_classifier(self, is_wanted: bool) -> None:
-        self.classifier.set_auxiliary(is_wanted)
+    def classify(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(features)
+        # Under autocast the classifier answers in half precision; what is softmaxed is upsampled in float32.
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def newest_parameters(self) -> list[nn.Parameter]:
         return list(self.classifier.heads[-1].parameters())
@@ -86,12 +93,7 @@ class DeepLabV3(SegmentationModel):
     def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
         stages = self.backbone(self.normalise(images))
         features = self.project(self.aspp(stages[-1]))
-        grid_logits = self.classifier(features)
-        # Under autocast the classifier answers in half precision; what is softmaxed is upsampled in float32.
-        grid_logits = grid_logits.to(torch.promote_types(grid_logits.dtype, torch.float32))
-        size = images.shape[2:]
-        logits = self.to_image_size(grid_logits, size) if full_size else grid_logits.new_empty(0)
+        grid_logits = self.classify(features)
+        logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
         kept = tuple(stages) if with_stages else ()
-        auxiliary_logits = self.classifier.auxiliary_logits(features)
-        class_tokens = self.classifier.class_tokens()
-        return SegOutput(logits, grid_logits, features, class_tokens, None, kept, auxiliary_logits)
+        return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), None, kept)

@@ -12,19 +12,23 @@ _CLASSES_AT_ONCE = 8
 class SegOutput(NamedTuple):
     """One forward pass; K classes known to the model, (h,w) its feature grid.
 
-    logits: (B,K,H,W) at image size, empty where not asked for; grid_logits: (B,K,h,w) before upsampling; features:
+    logits: (B,K,H,W) at image size, None where not asked for; grid_logits: (B,K,h,w) before upsampling; features:
     (B,D,h,w), what feature distillation compares; class_tokens: (K,D), one vector a class; class_embeddings: (B,K,D)
     where the model decodes classes per image, else None; stages: feature maps (B,C,h,w) of the backbone, fine to
-    coarse, empty unless asked for; auxiliary_logits: (B,1,h,w) where the model has an auxiliary classifier, else None.
+    coarse, empty unless asked for.
     """
 
-    logits: Tensor
+    logits: Tensor | None
     grid_logits: Tensor
     features: Tensor
     class_tokens: Tensor
     class_embeddings: Tensor | None
     stages: tuple[Tensor, ...] = ()
-    auxiliary_logits: Tensor | None = None
+
+    def at_image_size(self) -> Tensor:
+        """Return the logits (B,K,H,W) of a forward pass that was asked for them."""
+        assert self.logits is not None, "the forward pass was not asked for logits at image size"
+        return self.logits
 
 
 def upsample(grid_logits: Tensor, size: torch.Size) -> Tensor:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from models.base import SegmentationModel
-from models.build import build_model
+from models.build import MODELS, build_model
 
 KEYS = {"model", "num_classes", "class_names", "step", "config"}
 """What every checkpoint holds; the rest describes it."""
@@ -41,13 +42,9 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[Se
         )
     checkpoint = load_checkpoint(path)
     try:
-        options = {key: value for key, value in checkpoint["config"]["model"].items() if key != "pretrained"}
-        model = build_model(
-            **options,
-            num_classes=checkpoint["num_classes"],
-            pretrained=False,
-            image_size=checkpoint["config"]["train"]["crop_size"],
-        )
+        section = checkpoint["config"]["model"]
+        options = MODELS[section["name"]].Options.model_validate({**section, "pretrained": False})
+        model = build_model(options, checkpoint["num_classes"], checkpoint["config"]["train"]["crop_size"])
         load_weights_of(checkpoint, model)
         info = ModelInfo(
             tuple(checkpoint["class_names"]),
@@ -58,6 +55,8 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[Se
         )
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        if isinstance(error, ValidationError):
+            reason = "; ".join(f"model.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(
             f"{path}: no model of this version of the code can be built from it: {reason}"
         ) from error

@@ -4,12 +4,13 @@ import math
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from models.backbone import build_vit
-from models.base import SegmentationModel
+from models.base import ModelOptions, SegmentationModel, Start
 from models.output import SegOutput, most_likely, upsample
 
 
@@ -27,22 +28,22 @@ class ClassTokens(nn.Module):
         self.scales = nn.ParameterList(torch.ones(count) for count in num_classes)
         self.shifts = nn.ParameterList(torch.zeros(count) for count in num_classes)
 
-    def grow(self, num_new: int, weight_transfer: bool, balanced_bias: bool = False) -> None:
-        """Append `num_new` tokens, copies of the background's if `weight_transfer`; their affine is 1 and 0.
+    def grow(self, num_new: int, start: Start = "random") -> None:
+        """Append `num_new` tokens (see `models.base.Start`); their affine is 1 and 0.
 
-        balanced_bias: see `SegmentationModel.grow`; shifts are the biases here, and the affine of new classes is the
-        background's. New classes and background then have equal shares; the norm over classes, which the new ones
-        enter, lets their sum be the background's share approximately.
+        shared_background: shifts are the biases here, and the affine of new classes is the background's. New classes
+        and background then have equal shares; the norm over classes, which the new ones enter, lets their sum be the
+        background's share approximately.
         """
         background = self.tokens[0].detach()[:1]
-        if weight_transfer:
+        if start != "random":
             tokens = background.repeat(num_new, 1)
         else:
             tokens = trunc_normal_(background.new_empty(num_new, background.shape[1]), std=0.02)
         self.tokens.append(nn.Parameter(tokens))
         self.scales.append(nn.Parameter(background.new_ones(num_new)))
         self.shifts.append(nn.Parameter(background.new_zeros(num_new)))
-        if balanced_bias:
+        if start == "shared_background":
             with torch.no_grad():
                 self.shifts[0][:1].sub_(math.log(num_new + 1))
                 for affine in (self.scales, self.shifts):
@@ -100,39 +101,48 @@ class MaskTransformer(nn.Module):
 class Segmenter(SegmentationModel):
     """A plain ViT and a mask transformer; a class's mask is the cosine of its embedding and every patch.
 
-    num_classes: classes of each step so far, background counted in the first. image_size: side of the training
-    crop, to which the position embeddings are resized; other sizes resize them as they come. Images whose sides
-    are no multiples of the patch are padded at the right and the bottom with the mean colour, and their logits cropped.
-    patch_size: None is the backbone's own. channels: D, the decoder's width.
+    The position embeddings are resized to the training crop (`image_size`); other sizes resize them as they come.
+    Images whose sides are no multiples of the patch are padded at the right and the bottom with the mean colour, and
+    their logits cropped.
     """
+
+    class Options(ModelOptions):
+        """Segmenter's section of the config."""
+
+        backbone: str = "vit_base_patch16_384"
+        """Any plain ViT of timm."""
+        channels: int = Field(768, ge=1)
+        """Width of the decoder, of the distilled features and of the class tokens."""
+        patch_size: int | None = Field(None, ge=1)
+        """Side of a ViT's patch in pixels, where it is not to be the backbone's own."""
+        num_blocks: int = Field(2, ge=1)
+        """Transformer blocks of the decoder."""
+        num_heads: int = Field(12, ge=1)
+        """Attention heads of each of them."""
+        drop_path: float = Field(0.1, ge=0, lt=1)
+        """Stochastic depth of the last of them; it rises linearly from 0."""
 
     trains_on_single_images = True
 
-    def __init__(
-        self,
-        num_classes: list[int],
-        *,
-        backbone: str = "vit_base_patch16_384",
-        pretrained: bool | str = False,
-        image_size: int = 512,
-        patch_size: int | None = None,
-        channels: int = 768,
-        num_blocks: int = 2,
-        num_heads: int = 12,
-        drop_path: float = 0.1,
-    ) -> None:
-        super().__init__(backbone)
-        self.backbone = build_vit(backbone, pretrained, image_size, patch_size)
+    def __init__(self, num_classes: list[int], options: Options, image_size: int = 512) -> None:
+        super().__init__(num_classes, options, image_size)
+        self.backbone = build_vit(options.backbone, options.pretrained, image_size, options.patch_size)
         self.patch_size: int = self.backbone.patch_embed.patch_size[0]
-        self.decoder = MaskTransformer(self.backbone.embed_dim, channels, num_blocks, num_heads, drop_path)
-        self.classifier = ClassTokens(channels, num_classes)
+        self.decoder = MaskTransformer(
+            self.backbone.embed_dim,
+            options.channels,
+            options.num_blocks,
+            options.num_heads,
+            options.drop_path,
+        )
+        self.classifier = ClassTokens(options.channels, num_classes)
 
     @property
     def num_classes(self) -> list[int]:
         return [len(tokens) for tokens in self.classifier.tokens]
 
-    def grow(self, num_new: int, weight_transfer: bool, balanced_bias: bool = False) -> None:
-        self.classifier.grow(num_new, weight_transfer, balanced_bias)
+    def grow(self, num_new: int, start: Start = "random") -> None:
+        self.classifier.grow(num_new, start)
 
     def newest_parameters(self) -> list[nn.Parameter]:
         parts = (self.classifier.tokens, self.classifier.scales, self.classifier.shifts)
@@ -166,8 +176,7 @@ class Segmenter(SegmentationModel):
         patches, class_embeddings = self.decoder(patches, class_tokens)
         features = patches.transpose(1, 2).unflatten(2, grid)
         grid_logits = self._masks(features, class_embeddings)
-        size = images.shape[2:]
-        logits = self.to_image_size(grid_logits, size) if full_size else grid_logits.new_empty(0)
+        logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
         return SegOutput(logits, grid_logits, features, class_tokens, class_embeddings)
 
     def _masks(self, features: Tensor, class_embeddings: Tensor) -> Tensor:

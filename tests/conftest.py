@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import run_main, write_tiny_config
+from tests.support.once import made_once, shared_folder
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny run of two steps, as main.py leaves it; not to be changed."""
-    folder = tmp_path_factory.mktemp("finished")
+    return made_once(shared_folder(tmp_path_factory) / "finished", make_tiny_run) / "runs" / "run"
+
+
+def make_tiny_run(folder: Path) -> None:
     result = run_main("--config", write_tiny_config(folder), "--log", "run")
     assert result.returncode == 0, result.stderr
-    return folder / "runs" / "run"

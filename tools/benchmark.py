@@ -9,15 +9,14 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tools.bench import rows as rows
-from tools.bench.rows import Row, Setup
+from tools.bench.rows import ROWS
+from tools.bench.setup import Row, Setup
 from trainer.config import Config, load_config
 from utils.arguments import add_device, new_parser
 from utils.distributed import process_group
@@ -27,16 +26,6 @@ EXAMPLES = """
 python -m tools.benchmark all --json figures.json
 python -m tools.benchmark step --config configs/voc.yaml --device cuda
 """
-ROWS: dict[str, Callable[[Setup], Iterator[Row]]] = {
-    "data": rows.data,
-    "objective": rows.objective,
-    "step": rows.step,
-    "evaluate": rows.evaluation,
-    "index": rows.index,
-    "startup": rows.startup,
-    "scaling": rows.scaling,
-    "ddp": rows.ddp,
-}
 _COLUMNS = "| row | what | ours | floor | ratio | aim | peak MiB | logits alive |"
 
 
@@ -88,10 +77,6 @@ def default_config(model: dict[str, Any], quick: bool) -> Config:
                 "num_epochs": 1,
                 "lr_base": 1e-3,
                 "lr_incremental": 1e-4,
-            },
-            "loss": {
-                name: {"enabled": True}
-                for name in ("pseudo_label", "feature_distillation", "output_distillation", "orthogonal")
             },
         }
     )

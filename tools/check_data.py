@@ -12,16 +12,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets import SegmentationDataset, ShapesDataset
 from datasets.class_index import map_in_processes
 from datasets.file_dataset import FileDataset, check_libraries, check_size, read_image
 from datasets.incremental import select_training_images
-from datasets.masks import DataError, MaskCoding, read_mask
+from datasets.long_side import reduce_label
+from datasets.masks import MaskCoding, read_mask
+from datasets.source import SegmentationDataset
 from datasets.tasks import IGNORE_INDEX, Task, build_task
 from datasets.unreadable import explain
 from trainer.config import Config, load_config
 from trainer.data import open_split, resolve_class_order
 from utils.arguments import add_config, new_parser
+from utils.errors import DataError
 from utils.files import write_atomic
 
 EXAMPLES = """
@@ -36,6 +38,7 @@ class Job(NamedTuple):
     image: Path
     mask: Path
     coding: MaskCoding
+    long_side: int | None
 
 
 class Finding(NamedTuple):
@@ -63,7 +66,7 @@ def check_sample(job: Job) -> Finding:
         problems.append(explain(error))
     try:
         pixels = read_mask(job.mask, job.coding)
-        label = job.coding.decode(job.mask, pixels)
+        label = reduce_label(job.coding.decode(job.mask, pixels), job.long_side)
         classes = frozenset(np.unique(label).tolist()) - {IGNORE_INDEX}
     except (DataError, OSError) as error:
         problems.append(explain(error))
@@ -80,7 +83,7 @@ def check_sample(job: Job) -> Finding:
 
 def check_split(dataset: FileDataset, num_workers: int, problems: list[str]) -> Split:
     """Read all samples of a split; problems are added to `problems`."""
-    jobs = [Job(image, mask, dataset.coding) for image, mask in dataset.samples.values()]
+    jobs = [Job(image, mask, dataset.coding, dataset.long_side) for image, mask in dataset.samples.values()]
     description = f"checking {dataset.name} {dataset.split}"
     findings = dict(
         zip(dataset.ids, map_in_processes(check_sample, jobs, num_workers, description, "image"), strict=True)
@@ -135,12 +138,12 @@ def check_data(config: Config) -> tuple[list[str], dict[str, int]]:
             problems.append(str(error))
     splits: dict[str, Split] = {}
     for name, dataset in datasets.items():
-        if isinstance(dataset, ShapesDataset):
-            shown = {i: frozenset(np.unique(dataset.read_label(i)).tolist()) for i in dataset.ids}
-            splits[name] = Split(len(dataset.ids), shown, {})
-        else:
+        if isinstance(dataset, FileDataset):
             check_libraries()
             splits[name] = check_split(dataset, config.data.num_workers, problems)
+        else:
+            shown = {i: frozenset(np.unique(dataset.read_label(i)).tolist()) for i in dataset.ids}
+            splits[name] = Split(len(dataset.ids), shown, {})
     if len(splits) == 2:
         problems += find_duplicates(splits["train"], splits["val"])
         try:

@@ -1,34 +1,67 @@
-"""Print every field of the configuration, its default and its meaning: the table of the README."""
+"""Print every field of the configuration, its default and its meaning: the tables of docs/configuration.md."""
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from trainer.config import METHODS, Config, flatten
+from methods import METHODS
+from trainer.config import Config
 from utils.arguments import new_parser
+from utils.config.fields import flatten
+from utils.config.section import choice_of, common_fields
+
+HEADER = ["| key | default | meaning |", "|---|---|---|"]
 
 
-def config_table() -> str:
-    """Return key, default, allowed values and meaning of every field as Markdown."""
-    by_method = {key for preset in METHODS.values() for key, _ in flatten(preset)}
-    lines = ["| key | default | meaning |", "|---|---|---|"]
-    for key, field in _fields():
-        default = "by method" if key in by_method else _default(field)
-        meaning = " ".join((field.description or "").split())
-        if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) > 1:
-            meaning += f" {', '.join(f'`{choice}`' for choice in get_args(field.annotation))}."
-        lines.append(f"| `{key}` | {default} | {meaning} |")
+def config_tables(left_out: Collection[str] = ()) -> str:
+    """Return a table of the common fields as Markdown, and one for every section that is chosen by name.
+
+    left_out: names of sections that the tables do not know.
+    """
+    lines = [*HEADER, *(row(f"`{key}`", field) for key, field in fields(Config))]
+    for name in Config.model_fields:
+        choice = choice_of(Config, name)
+        if choice is None:
+            continue
+        table = {option: section for option, section in choice.table.items() if option not in left_out}
+        shared = common_fields(table)
+        lines += ["", f"Fields of every `{name}`:", "", *HEADER]
+        names = ", ".join(f"`{option}`" for option in table)
+        default = f"`{choice.default}`" if choice.default else "required"
+        lines.append(f"| `{name}.name` | {default} | Which one: {names}. |")
+        lines += [row(f"`{name}.{key}`", field) for key, field in shared.items() if key != "name"]
+        for option, section in table.items():
+            own = {key: field for key, field in section.model_fields.items() if key not in shared}
+            sets = dict(flatten(METHODS[option].defaults)) if name == "method" else {}
+            if sets:
+                told = ", ".join(f"`{key}: {value}`" for key, value in sets.items())
+                lines += ["", f"`{name}: {option}` sets {told}."]
+            if own:
+                lines += ["", f"`{name}: {option}`:", "", *HEADER]
+                lines += [row(f"`{name}.{key}`", field) for key, field in own.items()]
     return "\n".join(lines)
 
 
-def _fields(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def row(key: str, field: FieldInfo) -> str:
+    """Return a field's line of the table."""
+    meaning = " ".join((field.description or "").split())
+    allowed = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    if len(allowed) > 1:
+        meaning += f" {', '.join(f'`{choice}`' for choice in allowed)}."
+    return f"| {key} | {_default(field)} | {meaning} |"
+
+
+def fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the dotted name of every field but those of sections that are chosen by name."""
     for name, field in section.model_fields.items():
+        if choice_of(section, name) is not None:
+            continue
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _fields(field.annotation, f"{prefix}{name}.")
+            yield from fields(field.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
 
@@ -48,4 +81,4 @@ def make_parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     make_parser().parse_args()
-    print(config_table())
+    print(config_tables())

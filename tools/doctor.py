@@ -31,11 +31,6 @@ python -m tools.doctor
 python -m tools.doctor --config configs/voc.yaml --set data.root=/data/voc
 """
 ROOT = Path(__file__).resolve().parents[1]
-FETCH = {
-    "voc": "`bash download_voc.sh`",
-    "ade20k": "`python download_ade20k.py`",
-    "cityscapes": "register at www.cityscapes-dataset.com and download leftImg8bit and gtFine",
-}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Under which timm's weights lie in the cache."""
 MISSING = "missing"
@@ -144,6 +139,7 @@ def check_machine(output_dir: Path) -> Iterator[Finding]:
 
 def check_config(config: Config) -> Iterator[Finding]:
     """Look for the data, the weights, the checkpoint and the package that a config names."""
+    from datasets import DATASETS
     from trainer.data import open_split
 
     for split in ("train", "val"):
@@ -151,8 +147,8 @@ def check_config(config: Config) -> Iterator[Finding]:
         try:
             yield Finding(what, f"{len(open_split(config, split).ids):,} images")
         except (ValueError, OSError) as error:
-            fetch = FETCH.get(config.data.name)
-            advice = f"{fetch}, or " if fetch else ""
+            how = DATASETS[config.data.name].how_to_get
+            advice = f"{how}, or " if how else ""
             yield Finding(what, "missing or wrong", f"{error} ({advice}set data.root)")
     yield check_weights(config.model.backbone, config.model.pretrained)
     if config.init_from is not None:

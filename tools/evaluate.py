@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import DATASETS
 from datasets.tasks import Step, Task
 from models import ModelInfo, SegmentationModel, load_model
 from trainer.config import Config, make_config
-from trainer.plan import plan_evaluation
-from trainer.score import validate
+from trainer.plan import open_evaluation
+from trainer.validation import validate
 from utils.arguments import add_checkpoint, add_device, add_set, new_parser
 from utils.distributed import Worker, process_group
 from utils.errors import RunError
@@ -37,21 +38,21 @@ def evaluate_model(
 
     Raises ValueError or OSError naming what is wrong with config or data.
     """
-    plan = plan_evaluation(config)
-    step = step_of(info, plan.task)
-    validation = validate(plan, step, model, worker)
+    evaluation = open_evaluation(config)
+    step = step_of(info, evaluation.task)
+    validation = validate(evaluation, step, model, worker)
     if validation.unreadable.problems and worker.is_main:
         print(validation.unreadable.describe())
     entry = make_step_entry(
         step_index=step.index,
-        new_class_names=plan.task.new_class_names(step),
+        new_class_names=evaluation.task.new_class_names(step),
         iou_history=[validation.iou],
         class_names_seen=info.class_names,
         num_old=step.num_old,
         num_new=step.num_new,
-        num_base=plan.task.steps[0].num_new,
+        num_base=evaluation.task.steps[0].num_new,
         num_train_images=0,
-        num_val_images=len(plan.val.ids) - len(validation.unreadable.problems),
+        num_val_images=len(evaluation.val.ids) - len(validation.unreadable.problems),
         seconds=0.0,
     )
     return {name: value for name, value in entry.items() if name not in UNKNOWN}
@@ -103,9 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.data is not None:
             info.config["data"]["root"] = str(args.data)
         config = make_config(info.config, args.checkpoint, args.overrides)
-        if args.data is not None and config.data.name == "shapes":
+        if args.data is not None and not DATASETS[config.data.name].lies_in_files:
             raise ValueError(
-                f"--data {args.data}: data.name=shapes draws its images itself; leave --data out"
+                f"--data {args.data}: data.name={config.data.name} lies in no files; leave --data out"
             )
         with process_group(args.device, config.distributed.timeout) as worker:
             entry = evaluate_model(model.to(worker.device), info, config, worker)

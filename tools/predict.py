@@ -24,7 +24,6 @@ from torchvision.transforms import InterpolationMode
 
 from datasets.file_dataset import check_libraries, describe_aspect, is_hidden, read_image
 from datasets.folder import IMAGE_SUFFIXES
-from datasets.masks import DataError, UInt8Array
 from datasets.transforms import resize_short_side
 from datasets.unreadable import explain
 from models import ModelInfo, load_model
@@ -33,7 +32,9 @@ from trainer.inference import predict_all
 from utils.arguments import add_checkpoint, add_device, finish, new_parser
 from utils.console import progress_bar
 from utils.distributed import find_worker
+from utils.errors import DataError
 from utils.files import open_atomic, write_atomic
+from utils.images import UInt8Array
 
 EXAMPLES = """
 python -m tools.predict runs/demo/checkpoints/step_2.pth photos/ "more/**/*.jpg" --output predictions

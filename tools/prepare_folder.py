@@ -9,54 +9,32 @@ leaves out. A rerun of the same command goes on where it stopped; what has been 
 """
 
 import argparse
-import hashlib
 import json
 import math
-import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from datasets.class_index import map_in_processes
-from datasets.class_list import IGNORE_NAME, MAX_CLASSES, read_class_list
-from datasets.file_dataset import SPLITS, describe_size, make_palette
+from datasets.file_dataset import SPLITS
 from datasets.folder import IMAGE_SUFFIXES
-from datasets.masks import UNDECODABLE, Colour, DataError
-from datasets.unreadable import explain
+from tools.prepare.choice import choose_classes, find_colours, split_samples
 from tools.prepare.coco import read_coco
 from tools.prepare.labelme import read_labelme
-from tools.prepare.samples import Annotations, Sample, image_size, load_json, read_cityscapes
+from tools.prepare.output import SETTINGS, Job, check_output, write_classes, write_sample
+from tools.prepare.samples import Annotations, Sample, read_cityscapes
 from utils.arguments import finish, help_texts, new_parser
-from utils.files import open_atomic, write_atomic
+from utils.files import write_atomic
+from utils.images import Colour, make_palette
 
 EXAMPLES = """
 python -m tools.prepare_folder labelme photos/ --output fruit --val-fraction 0.2
 python -m tools.prepare_folder coco train.json --images photos/ --val val.json --output fruit --classes pear kiwi
 python -m tools.prepare_folder cityscapes data_root/cityscapes --output streets --link
 """
-SETTINGS = "prepared.json"
-"""What DIR was made from, and how."""
-STAMP = "made from"
-"""Text in a mask's PNG: bytes and times of the files that it was made from."""
 SOURCES = ("source", "images", "masks", "val", "val_images", "val_masks")
-"""Arguments that name it."""
-
-
-class Job(NamedTuple):
-    """One sample, and where it is to lie; palette: RGB bytes by class id."""
-
-    sample: Sample
-    ids: Mapping[str, int]
-    image: Path
-    mask: Path
-    palette: bytes
-    link: bool
+"""Arguments that name the source."""
 
 
 def read_source(args: argparse.Namespace) -> dict[str, Annotations]:
@@ -74,157 +52,28 @@ def read_source(args: argparse.Namespace) -> dict[str, Annotations]:
     return found
 
 
-def split_samples(
-    found: Mapping[str, Annotations], val_fraction: float, output: Path
-) -> dict[str, list[Sample]]:
-    """The samples of both splits; where the source has none, those whose hash is below the fraction are held out.
-
-    The hash is the id's. What lies in `output` stays in its split; where that leaves none to hold out, the image of
-    the smallest hash among the others is. Raises ValueError where a split is empty, or two images share an id.
-    """
-    splits = {split: annotations.samples for split, annotations in found.items()}
-    if "val" not in splits:
-        samples = splits["train"]
-        kept = {path.stem: split for split in SPLITS for path in output.glob(f"images/{split}/*")}
-        by_hash = {s.image_id: "val" if _position(s) < val_fraction else "train" for s in samples}
-        split_of = {image_id: kept.get(image_id, split) for image_id, split in by_hash.items()}
-        new = [sample for sample in samples if sample.image_id not in kept]
-        if new and "val" not in split_of.values():
-            split_of[min(new, key=_position).image_id] = "val"
-        splits = {
-            split: [sample for sample in samples if split_of[sample.image_id] == split] for split in SPLITS
-        }
-    first_of: dict[str, Path] = {}
+def plan_jobs(
+    args: argparse.Namespace,
+    splits: Mapping[str, Sequence[Sample]],
+    classes: Sequence[str],
+    colours: Sequence[Colour] | None,
+) -> list[Job]:
+    """A job for every sample; raises ValueError for an image in a format that data.name=folder does not take."""
+    palette = np.array(make_palette(256), np.uint8)
+    if colours is not None:
+        palette[: len(colours)] = colours
+    ids = {name: class_id for class_id, name in enumerate(classes, start=1)}
+    jobs = []
     for split, samples in splits.items():
-        if not samples:
-            raise ValueError(f"no image for {split}; annotate more, or change --val-fraction")
         for sample in samples:
-            other = first_of.setdefault(sample.image_id, sample.image)
-            if other is not sample.image:
+            if sample.image.suffix.lower() not in IMAGE_SUFFIXES:
                 raise ValueError(
-                    f"{sample.image}: shares the id {sample.image_id!r} with {other}; rename one of them"
+                    f"{sample.image}: allowed are {', '.join(IMAGE_SUFFIXES)}; convert the image"
                 )
-    return splits
-
-
-def _position(sample: Sample) -> float:
-    """Where an id falls between 0 and 1."""
-    return int.from_bytes(hashlib.sha1(f"val/{sample.image_id}".encode()).digest()[:6], "big") / 256**6
-
-
-def choose_classes(
-    found: Mapping[str, Annotations], wanted: Sequence[str] | None
-) -> tuple[list[str], list[str]]:
-    """Class names in the order of their ids from 1 on, and the labels that are left out.
-
-    Those that are `wanted` need not be among the labels. Raises ValueError where there are none, or too many.
-    """
-    labels = list(dict.fromkeys(label for annotations in found.values() for label in annotations.labels))
-    classes = [name for name in dict.fromkeys(wanted or labels) if name != "background"]
-    if not 0 < len(classes) < MAX_CLASSES:
-        raise ValueError(
-            f"found {len(classes)} classes besides background; allowed are 1 to {MAX_CLASSES - 1}: choose them with "
-            "--classes"
-        )
-    return classes, [label for label in labels if label not in classes]
-
-
-def find_colours(found: Mapping[str, Annotations], classes: Sequence[str]) -> list[Colour] | None:
-    """The source's colours of background and classes; None unless every class has one of its own."""
-    by_label = {"background": (0, 0, 0)}
-    for annotations in found.values():
-        by_label |= annotations.colours
-    colours = [by_label[name] for name in ["background", *classes] if name in by_label]
-    # Beside colours, 'ignore' would be no class.
-    return colours if len(set(colours)) == len(classes) + 1 and IGNORE_NAME not in classes else None
-
-
-def check_output(output: Path, settings: Mapping[str, Any], jobs: Sequence[Job]) -> None:
-    """Raise ValueError where `output` holds anything but what an earlier run of the same command has left."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not (output / SETTINGS).is_file():
-        raise ValueError(f"{output}: is there already, and not from this command; choose another --output")
-    earlier = load_json(output / SETTINGS)
-    differing = [
-        f"{name}: {earlier.get(name)} → {value}"
-        for name, value in settings.items()
-        if earlier.get(name) != value
-    ]
-    if differing:
-        remedy = "choose another --output, or delete it"
-        if {**settings, "classes": None} == {**earlier, "classes": None}:
-            remedy = f"keep to its classes with `--classes {shlex.join(earlier['classes'])}`, {remedy}"
-        raise ValueError(f"{output}: was prepared otherwise ({'; '.join(differing)}, there → here); {remedy}")
-    expected = {path for job in jobs for path in (job.image, job.mask)}
-    others = sorted({path for path in output.glob("*/*/*") if not path.name.startswith(".")} - expected)
-    if others:
-        raise ValueError(
-            f"{others[0]}: is none of these images ({len(others)} such files); delete them, or choose another --output"
-        )
-
-
-def write_sample(job: Job) -> str | None:
-    """Write mask and image unless they are made from the files that are there; returns what is wrong, in a line."""
-    sample = job.sample
-    try:
-        stamp = _stamp(sample)
-        if _is_done(job, stamp):
-            return None
-        mask = sample.draw(job.ids)
-        problem = describe_size(sample.image, image_size(sample.image), sample.sources[-1], mask.shape[::-1])
-        if problem is not None:
-            raise DataError(problem)
-        job.image.parent.mkdir(parents=True, exist_ok=True)
-        job.image.unlink(missing_ok=True)
-        if job.link:
-            job.image.symlink_to(sample.image.resolve())
-        else:
-            with sample.image.open("rb") as source, open_atomic(job.image) as target:
-                shutil.copyfileobj(source, target)
-        image = Image.fromarray(mask)
-        image.putpalette(job.palette)
-        note = PngInfo()
-        note.add_text(STAMP, stamp)
-        with open_atomic(job.mask) as file:  # last: where it is, the sample is whole
-            image.save(file, "PNG", pnginfo=note)
-    except (DataError, OSError) as error:
-        return explain(error)
-    return None
-
-
-def _stamp(sample: Sample) -> str:
-    """What changes with the files that a sample is made from, whichever way their clocks went."""
-    stats = [path.stat() for path in (sample.image, *sample.sources)]
-    return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
-
-
-def _is_done(job: Job, stamp: str) -> bool:
-    """Whether an earlier run has made both files, from what still is there."""
-    if not (job.image.exists() and job.image.is_symlink() == job.link):
-        return False
-    try:
-        with Image.open(job.mask) as mask:
-            return mask.info.get(STAMP) == stamp
-    except UNDECODABLE:
-        return False
-
-
-def write_classes(output: Path, classes: Sequence[str], colours: Sequence[Colour] | None) -> Path:
-    """Write classes.yaml where there are colours, otherwise classes.txt; returns its path.
-
-    Raises ValueError for names that make no list of classes.
-    """
-    names = ["background", *classes]
-    if colours is None:
-        path, text = output / "classes.txt", "".join(f"{name}\n" for name in names)
-    else:
-        entries = [{"name": name, "color": [*colour]} for name, colour in zip(names, colours, strict=True)]
-        path = output / "classes.yaml"
-        text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    write_atomic(path, text)
-    read_class_list(output, "")
-    return path
+            image = args.output / "images" / split / f"{sample.image_id}{sample.image.suffix}"
+            mask = args.output / "masks" / split / f"{sample.image_id}.png"
+            jobs.append(Job(sample, ids, image, mask, palette.tobytes(), args.link))
+    return jobs
 
 
 def run(args: argparse.Namespace) -> list[str]:
@@ -233,25 +82,12 @@ def run(args: argparse.Namespace) -> list[str]:
         raise ValueError(
             f"--output {args.output}: lies in {args.source}, which is searched; choose another place"
         )
+    output: Path = args.output
     found = read_source(args)
-    splits = split_samples(found, args.val_fraction, args.output)
+    splits = split_samples(found, args.val_fraction, output)
     classes, left_out = choose_classes(found, args.classes)
     colours = find_colours(found, classes)
-    palette = np.array(make_palette(256), np.uint8)
-    if colours is not None:
-        palette[: len(colours)] = colours
-    ids = {name: class_id for class_id, name in enumerate(classes, start=1)}
-    output: Path = args.output
-    jobs = []
-    for split, samples in splits.items():
-        for sample in samples:
-            if sample.image.suffix.lower() not in IMAGE_SUFFIXES:
-                raise ValueError(
-                    f"{sample.image}: allowed are {', '.join(IMAGE_SUFFIXES)}; convert the image"
-                )
-            image = output / "images" / split / f"{sample.image_id}{sample.image.suffix}"
-            mask = output / "masks" / split / f"{sample.image_id}.png"
-            jobs.append(Job(sample, ids, image, mask, palette.tobytes(), args.link))
+    jobs = plan_jobs(args, splits, classes, colours)
     settings = {
         "format": args.format,
         "sources": [str(value.resolve()) for name, value in vars(args).items() if name in SOURCES and value],

@@ -5,9 +5,9 @@ every combination is a run. Entries of `runs` set any of these again, each for r
 configs/ablation/ hold examples. Without a file, the environment says what to run (main.sh lists its variables).
 
 Runs whose base steps would be the same share one: the first of them trains it, the others start from its checkpoint
-(`init_from`). Which are the same follows from their configs: all that may differ is what `NOT_IN_BASE` names, and the
-seed unless BASE=seed. Finished runs are passed over, runs that were interrupted go on; those that fail are listed at
-the end, and the exit code is 1.
+(`init_from`). Which are the same follows from their configs (`trainer.config.INCREMENTAL_ONLY`) and from what their
+methods declare (scores, modules of their own); the seed may differ unless BASE=seed. Finished runs are passed over,
+runs that were interrupted go on; those that fail are listed at the end, and the exit code is 1.
 """
 
 import argparse
@@ -25,39 +25,18 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tools.summarize import read_run
-from trainer.config import (
-    BINARY,
-    MAY_DIFFER,
-    Config,
-    differing_fields,
-    flatten,
-    load_config,
-    read_yaml,
-    with_defaults,
-)
+from methods import METHODS, method_of_step
+from tools.summary.runs import read_run
+from trainer.config import INCREMENTAL_ONLY, MAY_DIFFER, Config, differing_fields, load_config, with_defaults
 from utils.arguments import new_parser
+from utils.config.fields import flatten, is_below
+from utils.config.read import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = """
 bash main.sh configs/ablation/voc.yaml
 bash main.sh configs/comparison/voc_animals.yaml --dry-run
 """
-NOT_IN_BASE = (
-    *MAY_DIFFER,
-    "method",
-    "init_from",
-    "loss",  # but for sigmoid or softmax
-    "memory",
-    "data.train_on",
-    "model.auxiliary_classifier",
-    "train.num_epochs_incremental",
-    "train.lr_incremental",
-    "train.lr_classifier_incremental",
-    "train.freeze_bn",
-    "train.freeze_extractor",
-)
-"""Fields (or sections) that do not reach the weights of the base step, or that other weights can be made to fit."""
 
 
 class Group(BaseModel):
@@ -197,17 +176,15 @@ def make_run(config: str, name: str, arguments: list[str]) -> Run:
 def share_base_steps(runs: Sequence[Run], by_seed: bool) -> list[Run]:
     """Let runs whose base steps would be the same start from that of one of them, which comes before them.
 
-    It is the first, but where some have an auxiliary classifier one of those, so that the base step has trained it.
-    Runs that lie on the disk already keep the base step that they have, and the others take theirs.
+    It is the first, but where the methods of some have modules of their own in the base step one of those, so that the
+    base step has trained them. Runs that lie on the disk already keep the base step that they have, and the others take
+    theirs.
     """
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(base_step(run.config, by_seed), []).append(run)
     ordered = []
-    for members in groups.values():
+    for members in group_by_base_step(runs, by_seed):
         begun = {run.config.log: base for run in members if (base := begun_from(run.config)) is not None}
         candidates = [run for run in members if run.config.log in begun] or members
-        first = max(candidates, key=lambda run: run.config.model.auxiliary_classifier)
+        first = max(candidates, key=lambda run: bool(base_modules(run.config)))
         shared = begun.get(first.config.log, own_base(first.config))
         for run in (first, *(run for run in members if run is not first)):
             base = begun.get(run.config.log, shared)
@@ -216,6 +193,30 @@ def share_base_steps(runs: Sequence[Run], by_seed: bool) -> list[Run]:
                 run = Run(config, [*run.arguments, *as_arguments([f"init_from={base}"])])
             ordered.append(run)
     return ordered
+
+
+def group_by_base_step(runs: Sequence[Run], by_seed: bool) -> list[list[Run]]:
+    """Return the runs in groups of equal base steps.
+
+    Modules of a method beside the network leave the network as it is: runs without any join those with the first ones.
+    """
+    groups: dict[str, dict[frozenset[str], list[Run]]] = {}
+    for run in runs:
+        groups.setdefault(base_step(run.config, by_seed), {}).setdefault(base_modules(run.config), []).append(
+            run
+        )
+    ordered = []
+    for by_modules in groups.values():
+        without = by_modules.pop(frozenset(), [])
+        first, *others = by_modules.values() or [[]]
+        joined = {run.config.log for run in [*without, *first]}
+        ordered += [[run for run in runs if run.config.log in joined], *others]
+    return ordered
+
+
+def base_modules(config: Config) -> frozenset[str]:
+    """Return the names of the modules that a run's method trains beside the network in the base step."""
+    return frozenset(method_of_step(config.method, num_old=0, num_new=1).parts(config.model.channels))
 
 
 def own_base(config: Config) -> Path:
@@ -236,15 +237,11 @@ def begun_from(config: Config) -> Path | None:
 
 
 def base_step(config: Config, by_seed: bool) -> str:
-    """Return what decides over the weights of a run's base step."""
+    """Return what decides over the network's weights after a run's base step."""
     values = config.model_dump(mode="json")
-    left_out = NOT_IN_BASE if by_seed else (*NOT_IN_BASE, "seed")
-    kept = {
-        field: value
-        for field, value in flatten(values)
-        if not any(field == name or field.startswith(f"{name}.") for name in left_out)
-    }
-    kept |= {"is_binary": config.loss.cross_entropy in BINARY, "init_from": values["init_from"]}
+    left_out = (*MAY_DIFFER, *INCREMENTAL_ONLY, *(() if by_seed else ("seed",)))
+    kept = {field: value for field, value in flatten(values) if not is_below(field, left_out)}
+    kept |= {"scores": METHODS[config.method.name].scores, "init_from": values["init_from"]}
     return json.dumps(kept, sort_keys=True)
 
 

@@ -1,11 +1,13 @@
 """A finished step on disk: the model's weights and what describes them; and what every saved file has."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from methods import Method
 from models import SegmentationModel, build_model
 
 # Reading is the models' own, so that a model needs no trainer; this is the trainer's place of both.
@@ -22,9 +24,21 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step_{step}.pth"
 
 
-def save_checkpoint(path: Path, model: SegmentationModel, **description: Any) -> None:
-    """Write weights and description (plain values) in one move; raises SaveError, an older file staying intact."""
-    save(path, {"model": model.state_dict(), **description})
+def save_checkpoint(
+    path: Path,
+    model: SegmentationModel,
+    *,
+    parts: Mapping[str, Tensor] | None = None,
+    method_state: Mapping[str, Tensor] | None = None,
+    **description: Any,
+) -> None:
+    """Write weights, what the method carries on, and a description (plain values) in one move.
+
+    parts: weights of the method's own modules; method_state: its tensors.
+    Raises SaveError, an older file staying intact.
+    """
+    carried = {"parts": dict(parts or {}), "method_state": dict(method_state or {})}
+    save(path, {"model": model.state_dict(), **carried, **description})
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -47,27 +61,8 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def new_model(config: Config, num_classes: list[int], pretrained: bool | str = False) -> SegmentationModel:
     """Build the configured model with the classes of each step so far (background in the first)."""
-    options = config.model.model_dump(exclude={"name", "pretrained"})
-    return build_model(
-        config.model.name,
-        num_classes,
-        pretrained=pretrained,
-        image_size=config.train.crop_size,
-        **options,
-    )
-
-
-def restore_base(config: Config, checkpoint: dict[str, Any]) -> SegmentationModel:
-    """`restore_model` of the checkpoint that `init_from` names, with or without auxiliary classifier as configured.
-
-    One that the base step has not trained starts as the background's row; one that is not asked for is left out.
-    """
-    trained = checkpoint["config"]["model"].get("auxiliary_classifier", False)
-    as_trained = config.model.model_copy(update={"auxiliary_classifier": trained})
-    model = restore_model(config.model_copy(update={"model": as_trained}), checkpoint)
-    if config.model.auxiliary_classifier != trained:
-        model.set_auxiliary_classifier(config.model.auxiliary_classifier)
-    return model
+    options = config.model.model_copy(update={"pretrained": pretrained})
+    return build_model(options, num_classes, config.train.crop_size)
 
 
 def restore_model(
@@ -77,3 +72,20 @@ def restore_model(
     model = new_model(config, checkpoint["num_classes"])
     load_weights_of(checkpoint, model)
     return model.to(device)
+
+
+def restore_method(method: Method, checkpoint: dict[str, Any], device: torch.device) -> None:
+    """Give a method what it carried to the end of the step that a checkpoint is of.
+
+    A step before which no step had the method's modules finds them as they start. Raises ValueError where weights do
+    not fit.
+    """
+    method.state = {name: value.to(device) for name, value in checkpoint["method_state"].items()}
+    method.parts_are_trained = bool(checkpoint["parts"])
+    if method.parts_are_trained:
+        try:
+            method.modules.load_state_dict(checkpoint["parts"])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"the checkpoint's modules of another method do not fit: {reason}") from error
+    method.modules.to(device)

@@ -4,12 +4,17 @@ import importlib.util
 import json
 from typing import Any
 
+from datasets import DATASETS
 from datasets.tasks import Task, build_task
+from methods import METHODS
 from models import MODELS
-from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_base
-from trainer.config import BINARY, Config, differing_fields, read_yaml, with_defaults
-from trainer.data import CLASSES, resolve_class_order
+from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model
+from trainer.config import Config, differing_fields, with_defaults
+from trainer.data import resolve_class_order
+from utils.config.read import read_yaml
 from utils.distributed import Worker
+
+SCORES = {"softmax": "a softmax", "sigmoid": "sigmoids"}
 
 
 def check_config(config: Config, worker: Worker) -> None:
@@ -24,9 +29,10 @@ def check_config(config: Config, worker: Worker) -> None:
             f"logging.wandb: '{config.logging.wandb}' needs the package wandb, which is not installed; "
             "pip install wandb, or set it to null"
         )
-    if config.data.name in CLASSES and (config.class_order is None or isinstance(config.task, str)):
+    classes = DATASETS[config.data.name].classes
+    if classes is not None and (config.class_order is None or isinstance(config.task, str)):
         try:
-            build_task(config.task, CLASSES[config.data.name], resolve_class_order(config))
+            build_task(config.task, classes, resolve_class_order(config))
         except ValueError as error:
             problems.append(str(error))
     if problems:
@@ -45,7 +51,7 @@ def check_parallelism(config: Config, worker: Worker) -> None:
     elif (
         train.batch_size == ranks * train.accumulate
         and not MODELS[config.model.name].trains_on_single_images
-        and not synchronises_batch_norm(config, worker)
+        and not uses_sync_batch_norm(config, worker)
     ):
         problems.append(
             f"train.batch_size: {train.batch_size} leaves one image to each of {ranks} ranks × {train.accumulate} "
@@ -136,7 +142,7 @@ def check_base(config: Config, task: Task) -> None:
             f"learns {', '.join(ours)}; their names and order must agree"
         )
     base = with_defaults(checkpoint["config"])
-    may_differ = {"pretrained", "auxiliary_classifier"}
+    may_differ = {"pretrained"}
     differing = differing_fields(
         config.model.model_dump(mode="json", exclude=may_differ), base["model"] | dict.fromkeys(may_differ)
     )
@@ -144,18 +150,20 @@ def check_base(config: Config, task: Task) -> None:
         raise ValueError(
             f"init_from: {config.init_from} holds another model (model: {'; '.join(differing)}, there → here)"
         )
-    kinds = [base["loss"]["cross_entropy"], config.loss.cross_entropy]
-    if len({kind in BINARY for kind in kinds}) == 2:
+    theirs_of, ours_of = METHODS[base["method"]["name"]], METHODS[config.method.name]
+    if theirs_of.scores != ours_of.scores:
         raise ValueError(
-            f"init_from: {config.init_from} was trained with loss.cross_entropy {kinds[0]}, this run is with "
-            f"{kinds[1]}; {' and '.join(BINARY)} need a base step of theirs, whose scores are sigmoids"
+            f"init_from: {config.init_from} was trained with method {base['method']['name']}, whose scores are "
+            f"{SCORES[theirs_of.scores]}, this run is with {config.method.name}, whose scores are "
+            f"{SCORES[ours_of.scores]}; take a base step of a method with the same scores: "
+            f"{', '.join(name for name, method in METHODS.items() if method.scores == ours_of.scores)}"
         )
     try:
-        restore_base(config, checkpoint)
+        restore_model(config, checkpoint)
     except ValueError as error:
         raise ValueError(f"init_from: {config.init_from}: {error}") from error
 
 
-def synchronises_batch_norm(config: Config, worker: Worker) -> bool:
+def uses_sync_batch_norm(config: Config, worker: Worker) -> bool:
     """Whether BatchNorm statistics run over all ranks (only GPUs have the kernel)."""
     return config.train.sync_bn and worker.world_size > 1 and worker.device.type == "cuda"

@@ -4,45 +4,37 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from datasets import SegmentationDataset, ade20k, cityscapes, open_dataset, shapes, voc
+from datasets import DATASETS
 from datasets.class_index import index_classes
-from datasets.class_orders import VOC_CLASS_ORDERS
-from datasets.file_dataset import check_libraries
+from datasets.file_dataset import FileDataset, check_libraries
 from datasets.memory import select_memories
-from datasets.shapes import ShapesDataset
+from datasets.source import SegmentationDataset
 from datasets.tasks import Task
 from datasets.unreadable import Unreadable
 from trainer.config import Config
 
-CLASSES = {
-    "voc": voc.CLASSES,
-    "ade20k": ade20k.CLASSES,
-    "cityscapes": cityscapes.CLASSES,
-    "shapes": shapes.CLASSES,
-}
-"""Classes of the data sets that do not read them from a file."""
-
 
 def open_split(config: Config, split: str, problems: list[str] | None = None) -> SegmentationDataset:
-    """Open the configured data set's 'train' or 'val' split; `problems`: as `open_dataset` takes them."""
-    data = config.data
-    if data.name == "shapes":
-        num_images = data.shapes.num_train if split == "train" else data.shapes.num_val
-        return ShapesDataset(split, num_images, data.shapes.image_size, data.shapes.seed)
-    return open_dataset(data.name, data.root, split, problems)
+    """Open the configured data set's 'train' or 'val' split; `problems`: as `Source.open` takes them."""
+    return DATASETS[config.data.name].open(config.data, split, problems)
 
 
 def resolve_class_order(config: Config) -> list[int] | None:
     """Return the class order as data set ids; raises ValueError for a name that is not known."""
     if not isinstance(config.class_order, str):
         return config.class_order
-    if config.data.name != "voc" or config.class_order not in VOC_CLASS_ORDERS:
-        known = f"{next(iter(VOC_CLASS_ORDERS))} … {list(VOC_CLASS_ORDERS)[-1]}"
+    orders = DATASETS[config.data.name].class_orders
+    if config.class_order not in orders:
+        known = [
+            f"known for {name}: {next(iter(source.class_orders))} … {list(source.class_orders)[-1]}"
+            for name, source in DATASETS.items()
+            if source.class_orders
+        ]
         raise ValueError(
             f"class_order: no published order '{config.class_order}' for data.name {config.data.name}; "
-            f"known for voc: {known}; otherwise list the ids"
+            f"{'; '.join(known)}; otherwise list the ids"
         )
-    return list(VOC_CLASS_ORDERS[config.class_order])
+    return list(orders[config.class_order])
 
 
 def index_splits(
@@ -52,7 +44,7 @@ def index_splits(
 
     Second comes what there is to say of images that are left out, where data.on_error allows that.
     """
-    if isinstance(train, ShapesDataset) or isinstance(val, ShapesDataset):
+    if not (isinstance(train, FileDataset) and isinstance(val, FileDataset)):
         return {i: frozenset(np.unique(train.read_label(i)).tolist()) for i in train.ids}, ()
     check_libraries()
     data, left_out = config.data, []

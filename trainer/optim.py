@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from models import SegmentationModel
 from trainer.config import TrainConfig
+from trainer.network import Network
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
@@ -17,15 +17,18 @@ def freeze_batch_norm(model: nn.Module) -> None:
             module.eval().requires_grad_(False)
 
 
-def build_optimizer(
-    model: SegmentationModel, config: TrainConfig, is_base_step: bool
-) -> torch.optim.Optimizer:
-    """Return the optimiser of a step, with learning rates for the backbone, the classifier and all between them."""
+def build_optimizer(network: Network, config: TrainConfig, is_base_step: bool) -> torch.optim.Optimizer:
+    """Return the optimiser of a step, with learning rates for the backbone, the classifier and all between them.
+
+    The method's own modules learn at the classifier's.
+    """
+    model = network.model
     lr = config.lr_base if is_base_step else config.lr_incremental
     lr_heads = lr_classifier = lr * config.lr_head_factor
     if not is_base_step and config.lr_classifier_incremental is not None:
         lr_classifier = config.lr_classifier_incremental
-    backbone, classifier = model.backbone_parameters(), model.classifier_parameters()
+    backbone = model.backbone_parameters()
+    classifier = [*model.classifier_parameters(), *network.parts.parameters()]
     elsewhere = {id(p) for p in backbone + classifier}
     heads = [p for p in model.parameters() if id(p) not in elsewhere]
     groups = [

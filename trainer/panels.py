@@ -7,15 +7,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from datasets import SegmentationDataset
 from datasets.incremental import ValidationDataset, evaluation_table
-from datasets.masks import Colour, DataError, UInt8Array
+from datasets.source import SegmentationDataset
 from datasets.tasks import IGNORE_INDEX, Step, Task
 from datasets.transforms import EvaluateTransform
 from models import SegmentationModel
 from trainer.inference import predict
 from trainer.plan import Plan
 from utils.distributed import Worker
+from utils.errors import DataError
+from utils.images import Colour, UInt8Array
 from utils.report.pictures import IGNORED_COLOUR, write_image, write_mask
 
 MAX_SIDE = 320

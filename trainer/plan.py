@@ -1,20 +1,38 @@
 """The plan of a run: everything that can be known before training, checked before training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import SegmentationDataset
-from datasets.file_dataset import check_libraries
-from datasets.incremental import TrainSampler, select_training_images
+from datasets.file_dataset import FileDataset, check_libraries
+from datasets.incremental import ValidationDataset, evaluation_table, select_training_images
 from datasets.selection import SETTINGS, select_images, split_holdout
-from datasets.shapes import ShapesDataset
+from datasets.source import SegmentationDataset
 from datasets.tasks import Step, Task, build_task
-from models import SegmentationModel
+from datasets.transforms import EvaluateTransform
 from trainer.checkpoint import checkpoint_path, new_model
 from trainer.checks import check_base, check_config, check_run_dir, check_selection, finished_steps
 from trainer.config import Config
 from trainer.data import choose_memories, index_splits, open_split, resolve_class_order
+from trainer.network import Network, new_network
+from trainer.sampling import TrainSampler
 from utils.distributed import Worker, seed_everything
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What steps are evaluated on: the validation split, and the config and the task that say how."""
+
+    config: Config
+    task: Task
+    val: SegmentationDataset
+
+    def dataset(self, image_ids: Sequence[str], step: Step) -> ValidationDataset:
+        """Return validation images, labelled for a step."""
+        config = self.config
+        table = evaluation_table(self.task, step, config.evaluate.future, self.val.background_is_void)
+        transform = EvaluateTransform(config.train.crop_size, config.evaluate.mode)
+        return ValidationDataset(self.val, image_ids, table, transform)
 
 
 @dataclass(frozen=True)
@@ -23,8 +41,8 @@ class Plan:
 
     image_ids: the training images of every step, its memory's last; memory_ids: those of them that are in memory,
     also where they serve the step itself; holdout_ids: those held out of them; split_sizes: images that every
-    step would have, by setting; finished: the entries of results.json of finished steps; base_model: the model of step
-    0 before its training, where that is still to come; left_out: what there is to say of images that cannot be read.
+    step would have, by setting; finished: the entries of results.json of finished steps; base_network: what step 0
+    trains, as it starts, where that is still to come; left_out: what there is to say of images that cannot be read.
     """
 
     config: Config
@@ -36,8 +54,13 @@ class Plan:
     holdout_ids: tuple[tuple[str, ...], ...]
     split_sizes: dict[str, list[int]]
     finished: list[dict[str, Any]]
-    base_model: SegmentationModel | None
+    base_network: Network | None
     left_out: tuple[str, ...] = ()
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What the run's steps are evaluated on."""
+        return Evaluation(self.config, self.task, self.val)
 
     def sampler(self, step: Step, worker: Worker) -> TrainSampler:
         """Return the order in which a step's images are seen by one rank."""
@@ -59,6 +82,10 @@ class Plan:
         if step.index == 0 and self.config.init_from is not None:
             return 0
         return self.sampler(step, worker).num_iterations
+
+    def first_iteration(self, step: Step, worker: Worker) -> int:
+        """Return the optimiser updates of all earlier steps."""
+        return sum(self.num_iterations(earlier, worker) for earlier in self.task.steps[: step.index])
 
 
 def prepare(config: Config, worker: Worker) -> Plan:
@@ -84,15 +111,17 @@ def prepare(config: Config, worker: Worker) -> Plan:
         for setting in SETTINGS
     }
     finished = worker.main_only(lambda: finished_steps(config, task))
-    base_model = None
+    base_network = None
     if not worker.main_only(checkpoint_path(config.run_dir, 0).exists):
         if config.init_from is not None:
             worker.main_only(lambda: check_base(config, task))
         else:
             seed_everything(config.seed, 0)
             # One process fetches the weights and hands them to the others, its error included.
-            base_model = worker.main_only(
-                lambda: new_model(config, [task.steps[0].num_new], config.model.pretrained)
+            base_network = worker.main_only(
+                lambda: new_network(
+                    config, new_model(config, [task.steps[0].num_new], config.model.pretrained)
+                )
             )
     memories = choose_memories(config, task, image_classes, selected)
     return Plan(
@@ -108,27 +137,26 @@ def prepare(config: Config, worker: Worker) -> Plan:
         holdout_ids=tuple(tuple(held_out) for _, held_out in selected),
         split_sizes=split_sizes,
         finished=finished,
-        base_model=base_model,
+        base_network=base_network,
         left_out=left_out,
     )
 
 
-def plan_evaluation(config: Config) -> Plan:
-    """Return a plan to evaluate by and nothing else: no training image is asked for, `train` is the validation split.
+def open_evaluation(config: Config) -> Evaluation:
+    """Return what a checkpoint is evaluated on by itself, without a run and without its training images.
 
     Raises ValueError or OSError naming what is wrong.
     """
     val = open_split(config, "val")
-    if not isinstance(val, ShapesDataset):
+    if isinstance(val, FileDataset):
         check_libraries()
-    task = build_task(config.task, val.classes, resolve_class_order(config))
-    return Plan(config, task, val, val, (), (), (), {}, [], None)
+    return Evaluation(config, build_task(config.task, val.classes, resolve_class_order(config)), val)
 
 
 def describe(plan: Plan, worker: Worker) -> str:
     """Return what a run would do: resolved config, steps, images, parameters, iterations, sizes of the splits."""
     config, task = plan.config, plan.task
-    model = plan.base_model or new_model(config, [task.steps[0].num_new])
+    model = plan.base_network.model if plan.base_network else new_model(config, [task.steps[0].num_new])
     lines = [
         config.to_yaml(),
         *plan.left_out,
@@ -136,7 +164,7 @@ def describe(plan: Plan, worker: Worker) -> str:
     ]
     for step in task.steps:
         if step.index > 0:
-            model.grow(step.num_new, weight_transfer=False)
+            model.grow(step.num_new)
         num_parameters = sum(p.numel() for p in model.parameters())
         lines.append(
             f"{step.index:>4}  {len(plan.image_ids[step.index]):>6}  {len(plan.holdout_ids[step.index]):>8}  "

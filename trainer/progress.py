@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from datasets.tasks import Step
+from methods import Method
 from trainer.checkpoint import load_saved, save
-from trainer.config import Config
+from trainer.session import Session
 from utils.distributed import Worker
 from utils.logging import RunLog
-from utils.signals import Interruption, name_of
+from utils.signals import name_of
 
 KEPT = 2
 """Mid-step saves that stay: the last, and the one before it in case that is damaged."""
@@ -86,53 +87,66 @@ def clear_progress(run_dir: Path, step: int) -> None:
         path.unlink()
 
 
+class MethodState:
+    """What a method carries through a step, as a part of what changes."""
+
+    def __init__(self, method: Method, device: torch.device) -> None:
+        self.method = method
+        self.device = device
+
+    def state_dict(self) -> dict[str, Any]:
+        """The method's tensors by name."""
+        return dict(self.method.state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where `state_dict` left off."""
+        self.method.state = {name: value.to(self.device) for name, value in state.items()}
+
+
 class MidStepSaves:
     """Saves a step on its way every `save_every` iterations or minutes and where it is interrupted.
 
-    parts: by name, all that changes while the step trains.
+    num_done: how many iterations the newest save that is whole has behind it; 0 without one. Raises ValueError where
+    there are saves and all are damaged.
     """
 
-    def __init__(
-        self, config: Config, step: Step, parts: Mapping[str, Stateful], worker: Worker, log: RunLog
-    ) -> None:
-        every = config.save_every
+    def __init__(self, session: Session, step: Step) -> None:
+        every = session.config.save_every
         self.iterations = every if isinstance(every, int) else 0
         self.seconds = 60 * float(every.removesuffix("m")) if isinstance(every, str) else 0.0
-        self.run_dir = config.run_dir
+        self.session = session
         self.step = step
-        self.parts = parts
-        self.worker = worker
-        self.log = log
         self.since = time.monotonic()
-        self.found: dict[str, Any] | None = None
-
-    def find(self) -> int:
-        """Read the newest save that is whole, and return how many iterations it has behind it; 0 without one."""
-        self.found = load_progress(self.run_dir, self.step.index, self.log)
-        if self.found is None:
-            return 0
-        num_done: int = self.found["num_done"]
-        self.log.info(f"step {self.step.index}: goes on after {num_done} iterations")
-        return num_done
-
-    def restore(self) -> None:
-        """Put all parts where the save that was found has them."""
+        self.found = load_progress(session.run_dir, step.index, session.log)
+        self.num_done = 0
         if self.found is not None:
-            restore(self.parts, self.found, self.worker)
-            self.found = None
+            self.num_done = self.found["num_done"]
+            session.log.info(f"step {step.index}: goes on after {self.num_done} iterations")
 
-    def after_iteration(self, num_done: int, interruption: Interruption) -> None:
+    def resume(self, parts: Mapping[str, Stateful], num_iterations: int) -> Iterator[int]:
+        """Yield the iterations that are left, after putting every part where the save has it.
+
+        parts: by name, all that changes while the step trains. Only here, when all else has been set up: random states
+        are among what is put back, and whatever draws a number later would change them.
+        """
+        if self.found is not None:
+            restore(parts, self.found, self.session.worker)
+            self.found = None
+        yield from range(self.num_done, num_iterations)
+
+    def after_iteration(self, num_done: int, parts: Mapping[str, Stateful]) -> None:
         """Save if it is time; after an interruption of any rank save in all of them and raise SystemExit."""
+        worker, log, run_dir = self.session.worker, self.session.log, self.session.run_dir
         # The clocks of the ranks differ: the main one's counts.
-        is_due, received = self.worker.largest(
-            int(self.worker.is_main and self._is_due(num_done)), interruption.received
+        is_due, received = worker.largest(
+            int(worker.is_main and self._is_due(num_done)), self.session.interruption.received
         )
         if is_due or received:
-            state = capture(self.parts, num_done, self.worker)
-            self.worker.main_only(lambda: save_progress(self.run_dir, self.step.index, state))
-            self.log.flush()
+            state = capture(parts, num_done, worker)
+            worker.main_only(lambda: save_progress(run_dir, self.step.index, state))
+            log.flush()
         if received:
-            self.log.info(
+            log.info(
                 f"{name_of(received)}: step {self.step.index} was saved after {num_done} iterations; "
                 "the same command continues it"
             )

@@ -1,4 +1,6 @@
-"""Evaluation of a step: the confusion matrix over all validation images."""
+"""The validation of a step: the confusion matrix over all validation images, and scores on held-out ones."""
+
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -6,14 +8,58 @@ import torch
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from datasets.incremental import ValidationDataset
-from datasets.tasks import IGNORE_INDEX
+from datasets.incremental import ValidationDataset, training_table
+from datasets.tasks import IGNORE_INDEX, Step
+from datasets.transforms import EvaluateTransform
 from datasets.unreadable import Unreadable
 from models import SegmentationModel
 from trainer.config import Config
 from trainer.inference import predict_all
+from trainer.plan import Evaluation, Plan
 from utils.console import progress_bar
 from utils.distributed import Worker
+from utils.metrics import iou_per_class, mean_iou
+
+
+class Validation(NamedTuple):
+    """Pixel counts (K,K) of all validation images, IoU (K,) of every class, and the images that could not be read."""
+
+    confusion: npt.NDArray[np.int64]
+    iou: npt.NDArray[np.float64]
+    unreadable: Unreadable
+
+
+def validate(evaluation: Evaluation, step: Step, model: SegmentationModel, worker: Worker) -> Validation:
+    """Evaluate a model on all validation images; raises DataError as `data.on_error` says."""
+    config, val = evaluation.config, evaluation.val
+    dataset = evaluation.dataset(val.ids[worker.rank :: worker.world_size], step)
+    where = f"evaluation of step {step.index}"
+    unreadable = Unreadable(config.data.on_error, config.data.max_skipped, len(val.ids), where)
+    confusion = evaluate(model, dataset, step.num_classes, config, worker, unreadable, where)
+    return Validation(confusion, iou_per_class(confusion, dataset.shows_background), unreadable)
+
+
+def score_on_holdout(plan: Plan, step: Step, model: SegmentationModel, worker: Worker) -> dict[str, Any]:
+    """Return the mIoU of the step's images held out of its training: `classes` (names averaged), `miou`, `num_images`.
+
+    Their labels are those that the step trains on, so only classes labelled there count: the new ones (background
+    among them in the base step only, later it hides old classes), with data.train_on `seen` every seen one.
+    """
+    config, holdout = plan.config, plan.holdout_ids[step.index]
+    table = training_table(plan.task, step, config.data.train_on)
+    transform = EvaluateTransform(config.train.crop_size, config.evaluate.mode)
+    dataset = ValidationDataset(plan.train, holdout[worker.rank :: worker.world_size], table, transform)
+    where, data = f"held-out images of step {step.index}", config.data
+    unreadable = Unreadable(data.on_error, data.max_skipped, len(holdout), where)
+    confusion = evaluate(model, dataset, step.num_classes, config, worker, unreadable, where)
+    iou = iou_per_class(confusion, dataset.shows_background)
+    labelled = step.seen_classes if config.data.train_on == "seen" else step.new_classes
+    averaged = [c for c in labelled if not np.isnan(iou[c])]
+    return {
+        "classes": [plan.task.class_names[c] for c in averaged],
+        "miou": mean_iou(iou, averaged),
+        "num_images": len(holdout) - len(unreadable.problems),
+    }
 
 
 def evaluate(
@@ -50,6 +96,6 @@ def evaluate(
     samples = ((image, label.shape, label) for image, label in sound)
     for label, prediction in predict_all(model, samples, config, worker.device):
         confusion.update(prediction[None], label.to(worker.device, non_blocking=True).long()[None])
-    unreadable.agree(worker)
+    unreadable.agree(worker.gather)
     matrix: npt.NDArray[np.int64] = confusion.compute().cpu().numpy().astype(np.int64)
     return matrix

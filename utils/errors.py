@@ -8,3 +8,9 @@ class RunError(Exception):
 
     met_by_all: ClassVar[bool] = True
     """Whether all ranks raise it alike: then one of them tells it."""
+
+
+class DataError(RunError, ValueError):
+    """A file of data is wrong: the message names it, what was found, what is allowed and what to do."""
+
+    met_by_all = False

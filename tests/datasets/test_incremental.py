@@ -1,4 +1,4 @@
-"""datasets/incremental.py: which labels a step sees, and the order in which its images come."""
+"""datasets/incremental.py: which labels and images a step sees, and what its samples look like."""
 
 from dataclasses import dataclass, field
 from typing import cast
@@ -8,21 +8,20 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from datasets import SegmentationDataset
 from datasets.incremental import (
     StepDataset,
-    TrainSampler,
     ValidationDataset,
     evaluation_table,
     make_generator,
-    remap,
     select_images,
     select_training_images,
     training_table,
 )
-from datasets.masks import UInt8Array
+from datasets.source import SegmentationDataset
 from datasets.tasks import build_task
 from datasets.transforms import EvaluateTransform, TrainTransform
+from trainer.sampling import TrainSampler
+from utils.images import UInt8Array
 
 CLASSES = ("background", "a", "b", "c", "d")
 # Contiguous ids: c -> 1, a -> 2 in the base step, d -> 3, b -> 4.
@@ -141,77 +140,6 @@ def test_own_images_are_what_select_images_answers(setting: str) -> None:
         assert own == select_images(SHOWN, TASK, step.index, setting)
 
 
-def sampler(num_images: int = 23, **changes: int) -> TrainSampler:
-    options = {"batch_size": 8, "num_epochs": 3, "seed": 1, "step": 2, **changes}
-    return TrainSampler(num_images, **options)
-
-
-def global_batches(ranks: int, accumulate: int, num_images: int = 23) -> list[list[tuple[int, int]]]:
-    """The batches of a run on `ranks` ranks, their shares one after the other."""
-    shares = [
-        list(sampler(num_images, rank=rank, world_size=ranks, accumulate=accumulate)) for rank in range(ranks)
-    ]
-    num_iterations = len(shares[0]) // accumulate
-    return [
-        [key for share in shares for micro in share[i * accumulate : (i + 1) * accumulate] for key in micro]
-        for i in range(num_iterations)
-    ]
-
-
-@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1), (1, 8), (4, 2)])
-@pytest.mark.parametrize("num_images", [23, 5])
-def test_a_batch_holds_the_same_images_however_it_is_cut(
-    ranks: int, accumulate: int, num_images: int
-) -> None:
-    assert global_batches(ranks, accumulate, num_images) == global_batches(1, 1, num_images)
-
-
-def test_micro_batches_have_equal_sizes_and_the_length_counts_them() -> None:
-    batches = list(sampler(rank=1, world_size=2, accumulate=2))
-    assert {len(batch) for batch in batches} == {2}
-    assert len(batches) == len(sampler(rank=1, world_size=2, accumulate=2)) == 3 * 2 * 2
-    assert sampler().iterations_per_epoch == 2
-    assert sampler().num_iterations == 6
-
-
-def test_an_epoch_is_a_permutation_and_another_one_each_time() -> None:
-    epochs: list[list[int]] = [[], [], []]
-    for batch in sampler(num_images=24):
-        for epoch, index in batch:
-            epochs[epoch].append(index)
-    assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-
-
-def test_the_remainder_of_an_epoch_is_dropped() -> None:
-    first = [index for batch in sampler() for epoch, index in batch if epoch == 0]
-    assert len(first) == len(set(first)) == 16
-
-
-@pytest.mark.parametrize("num_images", [1, 3, 5, 7])
-def test_fewer_images_than_a_batch_are_repeated_as_evenly_as_possible(num_images: int) -> None:
-    batches = list(sampler(num_images))
-    assert len(batches) == 3
-    for epoch, batch in enumerate(batches):
-        counts = np.bincount([index for _, index in batch], minlength=num_images)
-        assert len(set(batch)) == 8, "repeated images are augmented anew"
-        assert {key_epoch % 3 for key_epoch, _ in batch} == {epoch}
-        assert counts.sum() == 8
-        assert counts.max() - counts.min() <= 1
-
-
-def test_repetitions_share_no_key_with_any_epoch_of_the_step() -> None:
-    keys = [key for batch in sampler(num_images=3) for key in batch]
-    assert len(set(keys)) == len(keys) == 24
-    assert [epoch for epoch, _ in keys[:8]] == [0, 0, 0, 3, 3, 3, 6, 6]
-
-
-def test_the_order_depends_on_seed_and_step() -> None:
-    assert list(sampler()) == list(sampler())
-    assert list(sampler(seed=2)) != list(sampler())
-    assert list(sampler(step=1)) != list(sampler())
-
-
 def test_generators_of_different_keys_differ_and_of_equal_keys_agree() -> None:
     keys = [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0)]
     draws = [tuple(torch.rand(3, generator=make_generator(*key)).tolist()) for key in keys]
@@ -264,11 +192,3 @@ def test_validation_reads_its_share_with_the_evaluation_labels() -> None:
     x, y, _ = dataset[1]
     np.testing.assert_array_equal(x.permute(1, 2, 0).numpy(), image)
     np.testing.assert_array_equal(y.numpy(), np.where(label == 4, 255, label))
-
-
-def test_remapping_is_a_look_up_in_the_table() -> None:
-    rng = np.random.default_rng(0)
-    table, label = (rng.integers(0, 256, shape).astype(np.uint8) for shape in ((256,), (30, 50)))
-    np.testing.assert_array_equal(remap(label, table), table[label])
-    np.testing.assert_array_equal(remap(label.T[::2, 1:], table), table[label.T[::2, 1:]])
-    assert remap(label[:0], table).shape == (0, 50)

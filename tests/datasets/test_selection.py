@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets import ade20k, voc
-from datasets.class_orders import VOC_CLASS_ORDERS
 from datasets.selection import SETTINGS, select_images
 from datasets.tasks import Task, build_task
 from tests.support.paths import SHARED
@@ -140,7 +139,7 @@ def test_partitioned_covers_every_real_image_exactly_once(dataset: str, name: st
 @needs_shared
 def test_single_class_steps_of_every_published_order_hold_exactly_that_class() -> None:
     images = read_shared("voc", "val")
-    for order in VOC_CLASS_ORDERS.values():
+    for order in voc.CLASS_ORDERS.values():
         task = build_task("15-1", voc.CLASSES, order)
         expected = [image_id for image_id, ids in images.items() if order[18] in ids]
         assert select_images(images, task, 3, "overlap") == expected

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets import ade20k, voc
-from datasets.class_orders import VOC_CLASS_ORDERS
 from datasets.tasks import Step, build_task
 from tests.support.paths import SHARED
 
@@ -90,9 +89,9 @@ def test_class_order_permutes_names_ids_and_remap_table() -> None:
     assert [task.new_class_names(step) for step in task.steps[1:]] == [("horse",), ("dog",)]
 
 
-@pytest.mark.parametrize("order", sorted(VOC_CLASS_ORDERS))
+@pytest.mark.parametrize("order", sorted(voc.CLASS_ORDERS))
 def test_every_published_order_is_accepted_and_inverted_by_the_remap_table(order: str) -> None:
-    task = build_task("15-1", voc.CLASSES, VOC_CLASS_ORDERS[order])
+    task = build_task("15-1", voc.CLASSES, voc.CLASS_ORDERS[order])
     assert task.remap_table()[list(task.class_ids)].tolist() == list(range(21))
 
 
@@ -146,7 +145,7 @@ def test_class_order_beside_explicit_lists_is_refused() -> None:
 @pytest.mark.skipif(not SHARED.is_dir(), reason="reference data (shared/splits) is absent")
 def test_class_orders_equal_the_published_ones() -> None:
     published = json.loads((SHARED / "splits" / "voc_class_orders.json").read_text())["15-1"]
-    assert {name: list(order) for name, order in VOC_CLASS_ORDERS.items()} == published
+    assert {name: list(order) for name, order in voc.CLASS_ORDERS.items()} == published
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="reference data (shared/splits) is absent")

@@ -9,8 +9,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from datasets.masks import UInt8Array
 from datasets.transforms import EvaluateTransform, TrainTransform, Window, resize_short_side
+from utils.images import UInt8Array
 
 BLOCK = 20
 FILL = (10.0, 20.0, 250.4)

@@ -8,6 +8,7 @@ point type.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from losses.feature_distillation import AdaptiveFeatureDistillation, reliability
-from losses.objective import Objective
 from losses.orthogonal import OrthogonalLoss
 from losses.output_distillation import LabelGuidedOutputDistillation
 from losses.pseudo_label import SelectivePseudoLabel
+from methods import Method, Output, means
+from methods.mbs import MBS
 from models import SegOutput
 
 IGNORED = 255
@@ -33,8 +35,8 @@ class Batch:
     """Labels of a step, and what the model and the old model might return for its images."""
 
     labels: Tensor
-    output: SegOutput
-    old: SegOutput
+    output: Output
+    old: Output
     num_new: int
 
     @property
@@ -62,17 +64,23 @@ def batches(draw: st.DrawFn, kinds: str = "0n!") -> Batch:
         values = scale * torch.randn(shape, generator=generator)
         return values.clamp(-LARGEST, LARGEST).to(dtype).requires_grad_()
 
-    def output(num_classes: int) -> SegOutput:
-        return SegOutput(
+    def output(num_classes: int) -> Output:
+        found = SegOutput(
             normal(images, num_classes, height, width),
             normal(images, num_classes, rows, columns),
             normal(images, depth, rows, columns),
             normal(num_classes, depth),
             None,
         )
+        return cast(Output, found)
 
     labels = choices[torch.randint(len(choices), (images, height, width), generator=generator)]
     return Batch(labels, output(num_old + num_new), output(num_old), num_new)
+
+
+def make_mbs(batch: Batch, **options: float) -> MBS:
+    """The whole method for the step of a batch."""
+    return MBS(MBS.Options.model_validate(options), batch.num_old, batch.num_new)
 
 
 def gradients(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
@@ -80,7 +88,7 @@ def gradients(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
     assert loss.shape == ()
     assert loss.isfinite()
     assert loss.dtype in (torch.float32, torch.float64), "sums are taken in float32 at least"
-    # Terms of the objective share a node of the graph.
+    # Terms of a method share a node of the graph.
     found = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=True)
     result = [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
     assert all(gradient.isfinite().all() for gradient in result)
@@ -190,11 +198,11 @@ def test_the_orthogonal_loss_stays_in_its_range_and_moves_new_tokens_only(batch:
 
 @quick
 @given(batches(), st.booleans())
-def test_the_objective_is_finite_in_every_term_and_gradient(batch: Batch, weighted: bool) -> None:
-    objective = Objective(SelectivePseudoLabel(0.7), 0.5 if weighted else 1.0, 1.0, 25.0, 1.0, batch.num_new)
-    targets = objective.prepare(batch.labels, batch.old)
-    assert targets.counts.isfinite().all()
-    terms = objective(batch.output, batch.old, batch.labels, targets, targets.counts)
+def test_mbs_is_finite_in_every_term_and_gradient(batch: Batch, weighted: bool) -> None:
+    method = make_mbs(batch, pseudo_label_weight=0.5 if weighted else 1.0)
+    targets = method.targets(batch.labels, batch.old)
+    assert all(count.isfinite() for count in targets.counts.values())
+    terms = means(method.terms(batch.output, batch.old, targets), targets.counts)
     assert list(terms) == ["cross_entropy", "feature_distillation", "output_distillation", "orthogonal"]
     inputs = [batch.output.logits, batch.output.features, batch.output.class_tokens]
     for term in terms.values():
@@ -208,10 +216,10 @@ def test_the_objective_is_finite_in_every_term_and_gradient(batch: Batch, weight
 @given(batches(kinds="!"))
 def test_a_batch_of_ignored_pixels_asks_nothing_of_classes_and_features(batch: Batch) -> None:
     assert (batch.labels == IGNORED).all()
-    objective = Objective(SelectivePseudoLabel(0.7), 1.0, 1.0, 25.0, 1.0, batch.num_new)
-    targets = objective.prepare(batch.labels, batch.old)
-    assert targets.counts[:2].tolist() == [0, 0]
-    terms = objective(batch.output, batch.old, batch.labels, targets, targets.counts)
+    method = make_mbs(batch)
+    targets = method.targets(batch.labels, batch.old)
+    assert [int(targets.counts[name]) for name in ("labelled", "cells")] == [0, 0]
+    terms = means(method.terms(batch.output, batch.old, targets), targets.counts)
     for name in ("cross_entropy", "feature_distillation"):
         assert terms[name] == 0
         for gradient in gradients(terms[name], batch.output.logits, batch.output.features):
@@ -221,9 +229,9 @@ def test_a_batch_of_ignored_pixels_asks_nothing_of_classes_and_features(batch: B
 @quick
 @given(batches(kinds="0!"))
 def test_cross_entropy_moves_labelled_pixels_only(batch: Batch) -> None:
-    objective = Objective()
-    targets = objective.prepare(batch.labels, None)
-    terms = objective(batch.output, None, batch.labels, targets, targets.counts)
+    method = Method(Method.Options(), batch.num_old, batch.num_new)
+    targets = method.targets(batch.labels, batch.old)
+    terms = means(method.terms(batch.output, batch.old, targets), targets.counts)
     assert list(terms) == ["cross_entropy"]
     (gradient,) = gradients(terms["cross_entropy"], batch.output.logits)
     assert not gradient.masked_select((batch.labels == IGNORED)[:, None]).any()

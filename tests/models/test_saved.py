@@ -1,6 +1,7 @@
 """models/saved.py: a checkpoint is all that a model and what is known of it are built from."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from datasets.shapes import PALETTE
 from models import Segmenter, load_model
 from tests.support.cli import write_tiny_config
 from trainer.checkpoint import load_checkpoint, new_model, restore_model, save_checkpoint
-from trainer.config import load_config, read_yaml
+from trainer.config import load_config
+from utils.config.read import read_yaml
 
 
 def test_a_checkpoint_gives_its_model_and_what_is_known_of_it(finished_run: Path) -> None:
@@ -31,9 +33,15 @@ def test_a_checkpoint_gives_its_model_and_what_is_known_of_it(finished_run: Path
 
 def test_a_segmenter_comes_back_with_all_its_options(tmp_path: Path) -> None:
     fields = ["model.name=segmenter", "model.backbone=test_vit", "model.num_heads=2", "model.num_blocks=1"]
+    fields.append("model.channels=8")
     config = load_config(write_tiny_config(tmp_path), fields)
     model = new_model(config, [3])
-    described = {"step": 0, "num_classes": [3], "class_names": list("abc"), "palette": [[0, 0, 0]] * 3}
+    described: dict[str, Any] = {
+        "step": 0,
+        "num_classes": [3],
+        "class_names": list("abc"),
+        "palette": [[0, 0, 0]] * 3,
+    }
     save_checkpoint(tmp_path / "v.pth", model, **described, config=config.model_dump(mode="json"))
     loaded, _ = load_model(tmp_path / "v.pth")
     assert isinstance(loaded, Segmenter)
@@ -51,7 +59,7 @@ def test_a_missing_file_and_one_that_describes_no_model_are_named(tmp_path: Path
     save_checkpoint(tmp_path / "a.pth", model, **whole)
     with pytest.raises(ValueError, match=r"a\.pth: .*'palette' is missing"):
         load_model(tmp_path / "a.pth")
-    del whole["config"]["model"]["channels"]
+    whole["config"]["model"]["channels"] = -1
     save_checkpoint(tmp_path / "b.pth", model, **whole)
     with pytest.raises(ValueError, match=r"b\.pth: no model .*channels"):
         load_model(tmp_path / "b.pth")

@@ -32,7 +32,9 @@ def write_tiny_config(folder: Path) -> Path:
         "data": {
             "name": "shapes",
             "num_workers": 0,
-            "shapes": {"num_train": 16, "num_val": 7, "image_size": 32},
+            "num_train": 16,
+            "num_val": 7,
+            "image_size": 32,
         },
         "model": {"backbone": "test_resnet", "pretrained": False, "channels": 8},
         "train": {

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from datasets.file_dataset import make_palette
+from utils.images import make_palette
 
 Mask = npt.NDArray[np.uint8]
 
@@ -109,3 +109,8 @@ def write_folder(
     root.mkdir(parents=True, exist_ok=True)
     (root / "classes.txt").write_text("".join(f"{line}\n" for line in classes))
     return root
+
+
+def cut_short(path: Path) -> None:
+    """Take the last bytes of a file away: its header stays whole."""
+    path.write_bytes(path.read_bytes()[:-30])

@@ -12,8 +12,9 @@ import torch
 
 from tests.support.cli import LAUNCHER_VARIABLES, ROOT
 from tools.bench.measure import live_bytes, medians, peak_mib
-from tools.bench.rows import Row
-from tools.benchmark import ROWS, format_row
+from tools.bench.rows import ROWS
+from tools.bench.setup import Row
+from tools.benchmark import format_row
 
 CPU = torch.device("cpu")
 FIELDS = {"name", "what", "ours_s", "floor_s", "ratio", "aim", "peak_mib", "logits_alive"}

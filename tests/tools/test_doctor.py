@@ -141,7 +141,7 @@ def test_missing_data_and_weights_come_with_what_to_do(
     fields = ["data.name=voc", f"data.root={tmp_path}", "task='15-1'", "model.pretrained=nowhere.pth"]
     assert main(["--config", str(write_tiny_config(tmp_path)), *set_fields(*fields)]) == 2
     out = capsys.readouterr().out
-    assert out.count("(`bash download_voc.sh`, or set data.root)") == 2
+    assert out.count("(run `bash download_voc.sh`, or set data.root)") == 2
     assert "fix: model.pretrained: no file 'nowhere.pth'" in out
     assert out.endswith("3 problems\n")
 

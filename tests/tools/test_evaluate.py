@@ -69,5 +69,5 @@ def test_data_for_a_checkpoint_that_draws_its_own_are_refused(
         main([str(finished_run / "checkpoints" / "step_1.pth"), "--data", str(tmp_path), "--device", "cpu"])
     assert caught.value.code == 2
     assert capsys.readouterr().err == (
-        f"error: --data {tmp_path}: data.name=shapes draws its images itself; leave --data out\n"
+        f"error: --data {tmp_path}: data.name=shapes lies in no files; leave --data out\n"
     )

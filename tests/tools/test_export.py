@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,12 @@ def save_untrained(folder: Path, *fields: str) -> Path:
     """The checkpoint of a tiny untrained model of three classes."""
     config = load_config(write_tiny_config(folder), fields)
     torch.manual_seed(0)
-    described = {"step": 0, "num_classes": [3], "class_names": CLASSES[:3], "palette": [[0, 0, 0]] * 3}
+    described: dict[str, Any] = {
+        "step": 0,
+        "num_classes": [3],
+        "class_names": CLASSES[:3],
+        "palette": [[0, 0, 0]] * 3,
+    }
     path = folder / "step_0.pth"
     save_checkpoint(path, new_model(config, [3]), **described, config=config.model_dump(mode="json"))
     return path
@@ -66,6 +72,7 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a tiny Segmenter, untrained, whose position embeddings are those of a crop of 32 pixels."""
     folder = tmp_path_factory.mktemp("segmenter")
     fields = ["model.name=segmenter", "model.backbone=test_vit", "model.num_heads=2", "model.num_blocks=1"]
+    fields.append("model.channels=8")
     return save_untrained(folder, *fields)
 
 

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tools.summarize import main, read_run, summarize
+from tools.summarize import main
 from tools.summary.figure import name_rows, style
+from tools.summary.groups import summarize
+from tools.summary.runs import read_run
+from utils.report.plots import draw_per_class_iou
 
 
 def write_run(
@@ -23,7 +26,9 @@ def write_run(
         {
             **scores,
             "forgetting": forgetting,
+            "step": step,
             "without_background": {score: value / 2 for score, value in scores.items()},
+            "new_classes": names[1 + step : 2 + step],
             "per_class_iou": dict.fromkeys(names[: 2 + step], miou),
         }
         for step in range(num_steps)
@@ -32,7 +37,8 @@ def write_run(
     run = folder / f"{method}_{seed}"
     run.mkdir()
     (run / "results.json").write_text(json.dumps({**results, "class_names": names, "steps": steps}))
-    (run / "config.yaml").write_text(yaml.safe_dump({"loss": {"orthogonal": {"enabled": method == "mbs"}}}))
+    config = {"log": run.name, "train": {"amp": "bf16" if method == "mbs" else "off"}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
     return run
 
 
@@ -87,11 +93,11 @@ def test_csv_and_json_hold_fractions_and_nothing_else(
 
 
 def test_latex_escapes_and_bolds(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    main([*runs, "--format", "latex", "--group-by", "method,loss.orthogonal.enabled"])
+    main([*runs, "--format", "latex", "--group-by", "method,train.amp"])
     text = capsys.readouterr().out
     assert r"\begin{tabular}{ll" in text
-    assert r"mbs & True & 2 & \textbf{55.0 $\pm$ 7.1} &" in text
-    assert r"finetune & False & 1 & \textbf{25.0} &" in text, "rows of another field are no rivals"
+    assert r"mbs & bf16 & 2 & \textbf{55.0 $\pm$ 7.1} &" in text
+    assert r"finetune & off & 1 & \textbf{25.0} &" in text, "rows of another field are no rivals"
 
 
 def test_a_score_that_a_run_lacks_is_a_dash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +110,7 @@ def test_a_row_whose_runs_differ_in_more_than_the_seed_is_named_and_none_that_do
 ) -> None:
     main([*runs, "--group-by", "setting"])
     named = [line for line in capsys.readouterr().out.splitlines() if "mixes" in line]
-    assert named == ["overlap mixes runs that differ in loss.orthogonal.enabled, method; see --group-by"]
+    assert named == ["overlap mixes runs that differ in method, train.amp; see --group-by"]
     main([*runs, "--group-by", "method"])
     assert "mixes" not in capsys.readouterr().out
 
@@ -138,6 +144,33 @@ def test_the_upper_bound_is_not_the_best(
     assert joint.startswith("| joint | 1 | 80.0 | 80.0 |")
 
 
+def test_where_takes_runs_whose_fields_match_in_the_order_of_the_alternatives(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def groups(where: str) -> list[tuple[str, str]]:
+        main([*runs, "--group-by", "log", "--format", "csv", "--where", where])
+        return [(row["log"], row["runs"]) for row in csv.DictReader(io.StringIO(capsys.readouterr().out))]
+
+    assert groups("log=*_0") == [("mbs_0", "1"), ("finetune_0", "1")]
+    assert groups("setting=over*, log=finetune_?|mbs_[1-9]") == [("finetune_0", "1"), ("mbs_1", "1")]
+    assert groups("train.amp=bf16,seed=0") == [("mbs_0", "1")]
+    assert groups("log=mbs_1|mbs_*") == [("mbs_1", "1"), ("mbs_0", "1")], "a run is taken once"
+
+
+def test_a_condition_that_cannot_be_met_is_told(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = {
+        "seed": "--where seed: expected FIELD=PATTERN",
+        "seed=0,": "--where seed=0,: expected FIELD=PATTERN",
+        "colour=red": f"--where colour: {runs[0]} has no such field",
+        "seed=7": "--where seed=7: none of 4 runs matches",
+    }
+    for where, expected in wrong.items():
+        with pytest.raises(SystemExit) as caught:
+            main([*runs, "--where", where])
+        assert caught.value.code == 2
+        assert expected in capsys.readouterr().err
+
+
 def test_rows_of_a_figure_are_told_apart_by_name_colour_and_marker(runs: list[str]) -> None:
     rows = summarize([read_run(Path(run)) for run in runs], ["task", "method"])
     assert name_rows(rows) == (["mbs", "finetune"], "1-1")
@@ -147,6 +180,20 @@ def test_rows_of_a_figure_are_told_apart_by_name_colour_and_marker(runs: list[st
 def test_the_figure_is_a_png(runs: list[str], tmp_path: Path) -> None:
     main([*runs, "--plot", str(tmp_path / "figure.png")])
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_figure_of_classes_is_of_one_finished_run(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "classes.png"
+    for given in (runs, runs[3:]):
+        with pytest.raises(SystemExit):
+            main([*given, "--plot-classes", str(path)])
+        assert f"shows one finished run, found {len(given)} runs" in capsys.readouterr().err
+    assert not path.exists()
+    main([*runs, "--where", "log=mbs_1", "--plot-classes", str(path)])
+    results = json.loads((Path(runs[1]) / "results.json").read_text(encoding="utf-8"))
+    assert path.read_bytes() == draw_per_class_iou(results)
 
 
 def test_wrong_folders_and_fields_are_named(

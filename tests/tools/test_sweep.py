@@ -14,7 +14,7 @@ import yaml
 
 from tests.support.paths import ROOT
 from tools.sweep import Group, expand, read_environment, read_sweep
-from trainer.config import METHODS, load_config
+from trainer.config import load_config
 
 # Stands in for Python: runs the sweep itself, notes the commands of its runs, fails where an argument is $FAIL_ON, and
 # sees 3 GPUs. With TERMINATE it tells the sweep to end, as a scheduler does, and saves when it is told so itself.
@@ -226,7 +226,7 @@ def test_a_sweep_file_passes_finished_runs_over_and_starts_the_rest_from_their_b
     finished_run: Path,
 ) -> None:
     folder = finished_run.parents[1]
-    without = {"without orthogonal": ["loss.orthogonal.enabled=false"]}
+    without = {"without orthogonal": ["method.orthogonal=false"]}
     runs = [{}, {"variants": without, "settings": ["overlap"]}]
     path = write_sweep(folder, config=str(folder / "tiny.yaml"), name="run", runs=runs)
     name = "run_overlap_without_orthogonal"
@@ -242,7 +242,7 @@ def test_a_sweep_file_passes_finished_runs_over_and_starts_the_rest_from_their_b
     (command,) = sweep.commands
     assert command[command.index("--log") :] == [
         *("--log", name, "--set", "setting=overlap", "--set", 'variant="without orthogonal"'),
-        *("--set", "loss.orthogonal.enabled=false"),
+        *("--set", "method.orthogonal=false"),
         *("--set", f"init_from={finished_run / 'checkpoints' / 'step_0.pth'}"),
     ]
 
@@ -265,7 +265,10 @@ def test_a_finished_run_of_another_config_is_a_failure_and_is_not_touched(
         ({"methods": ["mbs"]}, "sweep.yaml: config: Field required"),
         ({"config": "configs/demo.yaml", "seeds": "0"}, "sweep.yaml: seeds: Input should be a valid list"),
         ({"config": "configs/none.yaml"}, "none.yaml: no such config file"),
-        ({"config": "configs/demo.yaml", "methods": ["lfw"]}, "sweep_lfw: --set: method: Input should be"),
+        (
+            {"config": "configs/demo.yaml", "methods": ["lfw"]},
+            "sweep_lfw: --set: method.name: there is no 'lfw'",
+        ),
         ({"config": "configs/demo.yaml", "runs": [{}, {}]}, "sweep: two runs have this name"),
         ({"config": "configs/demo.yaml", "runs": {"a": {}}}, "sweep.yaml: runs: expected a list"),
     ],
@@ -286,21 +289,18 @@ def test_main_sh_tells_it_with_exit_code_2(tmp_path: Path) -> None:
 
 def test_the_ablation_switches_every_part_by_itself_over_one_base_step() -> None:
     groups = read_sweep(ROOT / "configs/ablation/voc.yaml")
-    losses = {run.config.variant: run.config.loss for run in expand(groups, {})}
+    options = {run.config.variant: run.config.method.model_dump() for run in expand(groups, {})}
     assert set(bases(groups, {}).values()) == {"voc_ablation_15-1_overlap_1_fine-tuning"}
-    assert len({repr(loss) for loss in losses.values()}) == len(losses) == 16
-    full, nothing = losses["9 + weight transfer"], losses["1 fine-tuning"]
-    assert full == load_config(ROOT / "configs/voc.yaml").loss
-    terms = ("pseudo_label", "feature_distillation", "output_distillation", "orthogonal")
-    assert not any(getattr(nothing, term).enabled for term in terms)
-    assert not nothing.weight_transfer
+    assert len({repr(fields) for fields in options.values()}) == len(options) == 16
+    full, nothing = options["9 + weight transfer"], options["1 fine-tuning"]
+    assert full == load_config(ROOT / "configs/voc.yaml").method.model_dump()
+    parts = [name for name, value in full.items() if value is True]
+    assert [name for name in parts if nothing[name]] == ["selective", "adaptive", "label_guided"]
     differing = {
-        name: [part for part in (*terms, "weight_transfer") if getattr(loss, part) != getattr(full, part)]
-        for name, loss in losses.items()
+        variant: [name for name in full if fields[name] != full[name]] for variant, fields in options.items()
     }
-    assert all(len(parts) == 1 for name, parts in differing.items() if name.startswith("without"))
-    by_part = sorted(parts[0] for name, parts in differing.items() if name.startswith("without"))
-    assert by_part == sorted([*terms, *terms[:3]])
+    without = [names for variant, names in differing.items() if variant.startswith("without")]
+    assert sorted(without) == sorted([name] for name in parts if name != "weight_transfer")
     assert differing["8 + orthogonal"] == ["weight_transfer"]
     animals = bases(read_sweep(ROOT / "configs/ablation/voc_animals.yaml"), {})
     assert len(animals) == 3 * 16
@@ -309,8 +309,9 @@ def test_the_ablation_switches_every_part_by_itself_over_one_base_step() -> None
 
 def test_the_comparison_holds_every_method_in_both_settings() -> None:
     groups = read_sweep(ROOT / "configs/comparison/voc_animals.yaml")
-    kinds = [(run.config.method, run.config.setting) for run in expand(groups, {})]
-    assert set(kinds) == {(method, setting) for method in METHODS for setting in ("overlap", "disjoint")}
+    kinds = [(run.config.method.name, run.config.setting) for run in expand(groups, {})]
+    compared = {"mbs", "finetune", "joint", "lwf", "ilt", "mib", "plop", "ssul", "dkd"}
+    assert set(kinds) == {(method, setting) for method in compared for setting in ("overlap", "disjoint")}
     assert all(kinds.count((method, "disjoint")) == 3 for method in ("mbs", "finetune"))
     assert set(bases(groups, {}).values()) == {
         f"animals_{setting}_{method}_seed0"

@@ -22,7 +22,7 @@ def config(tmp_path: Path) -> Config:
 def model(config: Config) -> SegmentationModel:
     torch.manual_seed(0)
     model = new_model(config, [3])
-    model.grow(2, weight_transfer=False)
+    model.grow(2)
     model.train()(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))  # statistics move
     return model
 

@@ -1,4 +1,4 @@
-"""trainer/config.py: presets, overrides, and errors that name file and field."""
+"""trainer/config.py: methods by name, overrides, and errors that name file and field."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from methods import METHODS
 from tests.support.paths import ROOT
-from trainer.config import Config, differing_fields, load_config, parse_override, read_yaml, with_defaults
+from trainer.config import differing_fields, load_config, with_defaults
+from utils.config.read import parse_override, read_yaml
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-TERMS = ("pseudo_label", "feature_distillation", "output_distillation", "orthogonal")
 
 
 def write_config(folder: Path, **fields: Any) -> Path:
@@ -29,37 +30,69 @@ def refusal(path: Path, *overrides: str) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def enabled_terms(config: Config) -> list[str]:
-    return [name for name in TERMS if getattr(config.loss, name).enabled]
+def test_a_method_is_its_name_or_a_mapping_with_its_fields(tmp_path: Path) -> None:
+    by_name = load_config(write_config(tmp_path, method="mbs")).method
+    assert by_name == METHODS["mbs"].Options(name="mbs") == load_config(write_config(tmp_path)).method
+    fields = {"name": "mbs", "output_weight": 18, "selective": False}
+    method = load_config(write_config(tmp_path, method=fields)).method.model_dump()
+    assert method == by_name.model_dump() | fields
 
 
-def test_mbs_switches_on_the_four_terms_and_the_weight_transfer(tmp_path: Path) -> None:
-    config = load_config(write_config(tmp_path, method="mbs"))
-    assert enabled_terms(config) == list(TERMS)
-    assert config.loss.weight_transfer
-    assert config.data.train_on == "step"
+def test_another_method_named_by_set_takes_its_own_defaults(tmp_path: Path) -> None:
+    path = write_config(tmp_path, method={"name": "mbs", "output_weight": 18})
+    assert load_config(path, ["method=mib"]).method.model_dump() == {"name": "mib", "output_weight": 10.0}
+    for overrides in (["method=mib", "method.output_weight=3"], ["method.output_weight=3", "method=mib"]):
+        assert load_config(path, overrides).method.model_dump() == {"name": "mib", "output_weight": 3.0}
 
 
-def test_finetune_is_cross_entropy_only(tmp_path: Path) -> None:
-    config = load_config(write_config(tmp_path, method="finetune"))
-    assert enabled_terms(config) == []
-    assert not config.loss.weight_transfer
-    assert config.data.train_on == "step"
+@pytest.mark.parametrize("overrides", [[], ["method=mbs"], ["method.name=mbs"]])
+def test_the_files_own_method_named_again_keeps_its_fields(tmp_path: Path, overrides: list[str]) -> None:
+    path = write_config(tmp_path, method={"name": "mbs", "output_weight": 18})
+    assert load_config(path, overrides).method.model_dump()["output_weight"] == 18
 
 
-def test_joint_trains_on_all_seen_images_without_terms(tmp_path: Path) -> None:
-    config = load_config(write_config(tmp_path, method="joint"))
-    assert config.data.train_on == "seen"
-    assert enabled_terms(config) == []
+def test_a_field_of_the_files_method_is_set_where_the_file_names_it_only(tmp_path: Path) -> None:
+    method = load_config(write_config(tmp_path, method="plop"), ["method.threshold=0.5"]).method
+    assert (method.name, method.model_dump()["threshold"]) == ("plop", 0.5)
 
 
-def test_a_term_of_the_file_or_of_set_wins_over_the_preset(tmp_path: Path) -> None:
-    path = write_config(tmp_path, method="mbs", loss={"orthogonal": {"enabled": False}})
-    config = load_config(path, ["loss.pseudo_label.enabled=false", "loss.output_distillation.weight=50"])
-    assert enabled_terms(config) == ["feature_distillation", "output_distillation"]
-    assert config.loss.output_distillation.weight == 50
-    added = load_config(path, ["method=finetune", "loss.feature_distillation.enabled=true"])
-    assert enabled_terms(added) == ["feature_distillation"]
+def test_a_field_that_the_named_method_has_not_is_refused(tmp_path: Path) -> None:
+    path = write_config(tmp_path, method={"name": "mbs", "output_weight": 18})
+    (line,) = refusal(path, "method=plop", "method.output_weight=3")
+    assert line.startswith("--set: method.output_weight: unknown key; ")
+
+
+def test_another_data_set_named_by_set_keeps_what_all_data_sets_have(tmp_path: Path) -> None:
+    path = write_config(tmp_path, data={"name": "shapes", "num_train": 7, "num_workers": 0})
+    for override in ("data.name=folder", "data=folder"):
+        data = load_config(path, [override]).data
+        assert (data.name, data.num_workers) == ("folder", 0)
+        assert "num_train" not in type(data).model_fields
+
+
+def test_a_models_section_has_its_own_fields_only(tmp_path: Path) -> None:
+    path = write_config(tmp_path, model={"name": "segmenter", "output_stride": 8})
+    (line,) = refusal(path)
+    assert line.startswith(f"{path}: model.output_stride: unknown key; known here: name, backbone, ")
+    without_a_name = load_config(write_config(tmp_path, model={"output_stride": 8})).model
+    assert (without_a_name.name, without_a_name.model_dump()["output_stride"]) == ("deeplabv3", 8)
+
+
+@pytest.mark.parametrize(
+    ("method", "section", "field", "value"),
+    [("joint", "data", "train_on", "seen"), ("ssul", "train", "freeze_extractor", True)],
+)
+def test_a_method_sets_other_fields_where_neither_file_nor_set_does(
+    tmp_path: Path, method: str, section: str, field: str, value: object
+) -> None:
+    def found(path: Path, *overrides: str) -> object:
+        return load_config(path, overrides).model_dump()[section][field]
+
+    path = write_config(tmp_path)
+    assert found(path, f"method={method}") == value
+    default = found(path)
+    assert default != value
+    assert found(path, f"method={method}", f"{section}.{field}={default}") == default
 
 
 def test_set_reads_values_as_yaml_and_numbers_as_written(tmp_path: Path) -> None:
@@ -68,35 +101,33 @@ def test_set_reads_values_as_yaml_and_numbers_as_written(tmp_path: Path) -> None
         "task=[[ring, disc], [star]]",
         "train.amp=off",  # false to YAML
         "train.clip_grad_norm=null",
-        "loss.orthogonal.weight=2",
+        "method.orthogonal_weight=2",
         "model.pretrained=weights.pth",
     ]
-    config = load_config(write_config(tmp_path, loss={"pseudo_label": {"threshold": 0.5}}), overrides)
+    config = load_config(write_config(tmp_path, method={"threshold": 0.5}), overrides)
     assert config.train.lr_base == 1e-5
     assert config.task == [["ring", "disc"], ["star"]]
     assert config.train.amp == "off"
     assert config.train.clip_grad_norm is None
-    assert config.loss.orthogonal.weight == 2.0
-    assert config.loss.orthogonal.enabled, "the preset's part of a section stays"
-    assert config.loss.pseudo_label.threshold == 0.5, "so do the file's sections"
+    method = config.method.model_dump()
+    assert method["orthogonal_weight"] == 2.0
+    assert method["threshold"] == 0.5, "the rest of the file's section stays"
     assert config.model.pretrained == "weights.pth"
 
 
 def test_set_makes_sections_that_the_file_leaves_out_and_the_last_one_wins(tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    config = load_config(path, ["data.shapes.num_train=7", "seed=1", "seed=2"], log="a_name")
-    assert config.data.shapes.num_train == 7
+    config = load_config(path, ["data.num_train=7", "seed=1", "seed=2"], log="a_name")
+    assert config.data.model_dump()["num_train"] == 7
     assert config.seed == 2
     assert config.log == "a_name"
     assert config.run_dir == Path("runs/a_name")
 
 
 def test_set_fills_a_section_that_the_file_leaves_empty(tmp_path: Path) -> None:
-    path = write_config(tmp_path, method="finetune", loss=None)
-    path.write_text(path.read_text().replace("loss: null", "loss:"))
-    config = load_config(path, ["loss.orthogonal.enabled=true", "loss.orthogonal.weight=3"])
-    assert enabled_terms(config) == ["orthogonal"]
-    assert config.loss.orthogonal.weight == 3
+    path = write_config(tmp_path, evaluate=None)
+    path.write_text(path.read_text().replace("evaluate: null", "evaluate:"))
+    assert load_config(path, ["evaluate.flip=true"]).evaluate.flip
 
 
 def test_a_value_may_hold_an_equals_sign() -> None:
@@ -120,10 +151,10 @@ def test_a_task_that_yaml_reads_as_a_number_is_refused_with_a_hint(tmp_path: Pat
 
 
 def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:
-    path = write_config(tmp_path, los={"x": 1}, loss={"orthogonal": {"wieght": 2}}, zzz=1)
+    path = write_config(tmp_path, memry={"x": 1}, method={"orthogonal_wieght": 2}, zzz=1)
     lines = refusal(path, "train.btch_size=8", "evalute.mode=whole")
-    assert f"{path}: los: unknown key; did you mean 'loss'?" in lines
-    assert f"{path}: loss.orthogonal.wieght: unknown key; did you mean 'weight'?" in lines
+    assert f"{path}: memry: unknown key; did you mean 'memory'?" in lines
+    assert f"{path}: method.orthogonal_wieght: unknown key; did you mean 'orthogonal_weight'?" in lines
     assert "--set: train.btch_size: unknown key; did you mean 'batch_size'?" in lines
     assert "--set: evalute: unknown key; did you mean 'evaluate'?" in lines
     assert any(line.startswith(f"{path}: zzz: unknown key; known here: task, ") for line in lines)
@@ -140,7 +171,7 @@ def test_all_errors_come_at_once_with_source_and_field(tmp_path: Path) -> None:
         f"{path}: train.num_epochs: missing",
         f"{path}: train.lr_base: missing",
         "--set: seed: ",
-        "--set: method: ",
+        "--set: method.name: there is no 'mbx'; ",
     ]
     for start in starts:
         assert len([line for line in lines if line.startswith(start)]) == 1, start
@@ -154,11 +185,13 @@ def test_all_errors_come_at_once_with_source_and_field(tmp_path: Path) -> None:
         ("task=null", "task"),
         ("model.pretrained=3", "model.pretrained"),
         ("class_order=[0, a]", "class_order.1"),
-        ("data=voc", "data"),
+        ("data=3", "data"),
         ("train.num_epochs=1.5", "train.num_epochs"),
         ("train.lr_base=.inf", "train.lr_base"),
         ("train.momentum=1", "train.momentum"),
-        ("loss.pseudo_label.threshold=70", "loss.pseudo_label.threshold"),
+        ("method.threshold=70", "method.threshold"),
+        ("method=3", "method"),
+        ("model=x", "model.name"),
         ("evaluate.mode=crop", "evaluate.mode"),
         ("evaluate.stride=0", "evaluate.stride"),
         ("evaluate.scales=[]", "evaluate.scales"),
@@ -221,14 +254,14 @@ def test_a_file_that_is_missing_broken_or_no_mapping_is_refused_by_name(tmp_path
 
 def test_a_config_is_frozen(tmp_path: Path) -> None:
     config = load_config(write_config(tmp_path))
-    for section, field in ((config, "seed"), (config.train, "lr_base"), (config.loss.orthogonal, "weight")):
+    for section, field in ((config, "seed"), (config.train, "lr_base"), (config.method, "output_weight")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(section, field, 1)
 
 
 @pytest.mark.parametrize("task", ["4-1", [["ring", "disc"], ["star"]]])
 def test_to_yaml_round_trips(tmp_path: Path, task: object) -> None:
-    overrides = ["train.lr_base=1e-5", "loss.orthogonal.enabled=false", "data.root=/some/where"]
+    overrides = ["train.lr_base=1e-5", "method.orthogonal=false", "data.root=/some/where"]
     config = load_config(write_config(tmp_path, task=task), overrides, log="über")
     path = tmp_path / "again.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
@@ -276,16 +309,17 @@ RECIPES = {
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_recipes_are_those_of_the_paper(name: str) -> None:
     config = load_config(CONFIGS[0].parent / f"{name}.yaml")
-    train = config.train
+    train, method = config.train, config.method.model_dump()
     recipe = (train.num_epochs, train.batch_size, train.lr_base, train.lr_incremental, train.lr_head_factor)
     rest = (train.schedule, train.nesterov, train.weight_decay, train.crop_size)
-    assert (*recipe, *rest, config.loss.output_distillation.weight) == RECIPES[name]
+    assert (*recipe, *rest, method["output_weight"]) == RECIPES[name]
     assert (train.optimizer, train.momentum, train.num_epochs_incremental) == ("sgd", 0.9, None)
     assert (train.min_scale, train.max_scale) == (0.5, 2.0)
-    assert config.loss.pseudo_label.threshold == 0.7
+    assert method["threshold"] == 0.7
     if config.model.name == "segmenter":
-        decoder = (config.model.num_blocks, config.model.channels, config.model.num_heads)
-        assert (config.model.backbone, *decoder) == ("vit_base_patch16_384", 2, 768, 12)
+        model = config.model.model_dump()
+        decoder = [model[name] for name in ("backbone", "num_blocks", "channels", "num_heads")]
+        assert decoder == ["vit_base_patch16_384", 2, 768, 12]
 
 
 def test_the_recipe_of_the_authors_differs_by_checkpoint_and_padding_only() -> None:

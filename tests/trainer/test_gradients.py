@@ -1,9 +1,9 @@
-"""trainer/step.py: however a batch is cut, over ranks or micro-batches, the gradient is the same."""
+"""trainer/iteration.py: however a batch is cut, over ranks or micro-batches, the gradient is the same."""
 
 import multiprocessing
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,24 +11,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from datasets.tasks import build_task
+from methods import Output, Targets, method_of_step
 from models import SegmentationModel
 from tests.support.cli import write_tiny_config
 from trainer.checkpoint import new_model
 from trainer.config import Config, load_config
+from trainer.iteration import Learner, backward, wrap
+from trainer.network import Network, make_parts
 from trainer.optim import build_optimizer, freeze_batch_norm
-from trainer.step import backward, build_objective, wrap_model
 from utils.distributed import Worker
 
 CPU = torch.device("cpu")
 BATCH = 8
 OVERRIDES = (
-    "method=mbs",
-    "loss.pseudo_label.threshold=0.5",
-    "loss.pseudo_label.weight=0.5",
     "train.clip_grad_norm=1",
     "train.momentum=0.9",
     "train.lr_incremental=1",
 )
+MBS = ("method=mbs", "method.threshold=0.5", "method.pseudo_label_weight=0.5")
 MODELS = {
     "deeplabv3": ("model.output_stride=8",),
     # Stochastic depth draws other numbers for other cuts.
@@ -47,8 +47,8 @@ Iteration = tuple[Tensors, Tensors, Tensors]
 """Terms, gradients, and the weights after the update."""
 
 
-def make_config(folder: Path, model: str, *more: str) -> Config:
-    return load_config(write_tiny_config(folder), [*OVERRIDES, *MODELS[model], *more])
+def make_config(folder: Path, model: str, *more: str, method: tuple[str, ...] = MBS) -> Config:
+    return load_config(write_tiny_config(folder), [*OVERRIDES, *MODELS[model], *method, *more])
 
 
 def make_models(config: Config) -> tuple[SegmentationModel, SegmentationModel]:
@@ -65,12 +65,30 @@ def make_models(config: Config) -> tuple[SegmentationModel, SegmentationModel]:
             parameter.mul_(4 if parameter.ndim > 1 else 1)
     model = new_model(config, [STEP.num_old])
     model.load_state_dict(old_model.state_dict())
-    model.grow(STEP.num_new, weight_transfer=True)
+    model.grow(STEP.num_new, start="background")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * parameter.std(correction=0) * torch.randn_like(parameter))
     freeze_batch_norm(model.train())
     return model, old_model.eval().requires_grad_(False)
+
+
+def make_learner(config: Config) -> Learner:
+    """What learns in the step: both models, and the method with state and modules of its own."""
+    model, old_model = make_models(config)
+    method = method_of_step(config.method, STEP.num_old, STEP.num_new)
+    torch.manual_seed(0)
+    method.modules = make_parts(method, config)
+    method.state = {"thresholds": torch.full((STEP.num_old,), 0.9)}
+    return Learner(method, Network(model, method.modules), old_model)
+
+
+def targets_of(learner: Learner) -> Targets:
+    """What the step asks of the whole batch."""
+    images, labels = make_batch()
+    assert learner.old_model is not None
+    old = learner.old_model(images, with_stages=learner.method.needs_stages)
+    return learner.method.targets(labels, cast(Output, old))
 
 
 def make_batch() -> tuple[Tensor, Tensor]:
@@ -91,19 +109,18 @@ def micro_batches(num_ranks: int, rank: int, accumulate: int) -> list[tuple[Tens
 
 def one_iteration(config: Config, worker: Worker, accumulate: int) -> Iteration:
     """One update as the loop does it: terms (this rank's shares), gradients, and the weights after it."""
-    model, old_model = make_models(config)
+    learner = make_learner(config)
+    network = learner.network
     batches = micro_batches(worker.world_size, worker.rank, accumulate)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    optimizer = build_optimizer(model, config.train, is_base_step=False)
-    parallel_model = wrap_model(model, config, worker)
-    objective = build_objective(config, STEP)
-    terms = backward(parallel_model, old_model, objective, batches, scaler, config, worker)
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    optimizer = build_optimizer(network, config.train, is_base_step=False)
+    terms = backward(learner, wrap(network, config, worker), batches, scaler, config, worker)
+    gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     assert config.train.clip_grad_norm is not None
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_grad_norm)
+    norm = nn.utils.clip_grad_norm_(network.parameters(), config.train.clip_grad_norm)
     assert norm > config.train.clip_grad_norm
     optimizer.step()
-    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    weights = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
     return terms, gradients, weights
 
 
@@ -162,15 +179,15 @@ def test_all_terms_take_part_and_every_trainable_parameter_has_a_gradient(
     expected = ["cross_entropy", "feature_distillation", *embeddings, "output_distillation", "orthogonal"]
     assert list(terms) == expected
     assert all(term > 1e-3 for term in terms.values())
-    model, old_model = make_models(config)
-    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    learner = make_learner(config)
+    network = learner.network
+    trainable = [name for name, p in network.named_parameters() if p.requires_grad]
     assert sorted(gradients) == sorted(trainable)
     assert all(gradient.norm() > 0 for gradient in gradients.values())
     assert sorted(weights) == sorted(trainable)
-    assert not any(torch.equal(weights[name], model.get_parameter(name)) for name in trainable)
-    images, labels = make_batch()
-    pseudo_labels = build_objective(config, STEP).prepare(labels, old_model(images)).pseudo_labels
-    changed = pseudo_labels[labels == 0]
+    assert not any(torch.equal(weights[name], network.get_parameter(name)) for name in trainable)
+    targets = targets_of(learner)
+    changed = targets.pseudo_labels[targets.labels == 0]
     for kind in (0, 1, 255):  # kept, taken over, and ignored as unsure
         assert (changed == kind).float().mean() > 0.05
 
@@ -197,10 +214,10 @@ def test_a_compiled_model_gives_the_same_gradient_and_keeps_the_names_of_its_wei
     compiled = make_config(folder, name, "train.compile=true")
     assert_equal_iterations(one_iteration(compiled, Worker(CPU), accumulate=1), whole)
     assert captured
-    model, _ = make_models(config)
-    names = list(model.state_dict())
-    assert list(wrap_model(model, compiled, Worker(CPU)).state_dict()) == names
-    assert list(model.state_dict()) == names
+    network = make_learner(config).network
+    names = list(network.state_dict())
+    assert list(wrap(network, compiled, Worker(CPU)).state_dict()) == names
+    assert list(network.state_dict()) == names
 
 
 @pytest.fixture(scope="module")
@@ -232,10 +249,11 @@ def test_a_mean_over_the_means_of_the_halves_would_give_another_gradient(
 ) -> None:
     halves = []
     for batch in micro_batches(num_ranks=1, rank=0, accumulate=2):
-        model, old_model = make_models(config)
+        learner = make_learner(config)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        backward(model, old_model, build_objective(config, STEP), [batch], scaler, config, Worker(CPU))
-        halves.append({name: p.grad / 2 for name, p in model.named_parameters() if p.grad is not None})
+        backward(learner, learner.network, [batch], scaler, config, Worker(CPU))
+        parameters = learner.network.named_parameters()
+        halves.append({name: p.grad / 2 for name, p in parameters if p.grad is not None})
     naive = {name: halves[0][name] + halves[1][name] for name in halves[0]}
     assert relative_difference(naive, whole[1]) > 0.1
 
@@ -243,22 +261,22 @@ def test_a_mean_over_the_means_of_the_halves_would_give_another_gradient(
 def test_the_loss_scale_leaves_the_gradient_as_it_is_and_skips_an_update_that_overflows(
     config: Config, whole: Iteration
 ) -> None:
-    model, old_model = make_models(config)
+    learner = make_learner(config)
+    network = learner.network
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1)
-    optimizer = build_optimizer(model, config.train, is_base_step=False)
-    objective = build_objective(config, STEP)
-    backward(model, old_model, objective, micro_batches(1, 0, 1), scaler, config, Worker(CPU))
+    optimizer = build_optimizer(network, config.train, is_base_step=False)
+    backward(learner, network, micro_batches(1, 0, 1), scaler, config, Worker(CPU))
     scaler.unscale_(optimizer)
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     assert relative_difference(gradients, whole[1]) < 1e-4
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    next(iter(model.backbone_parameters())).grad.fill_(torch.inf)  # type: ignore[union-attr]
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    next(iter(network.model.backbone_parameters())).grad.fill_(torch.inf)  # type: ignore[union-attr]
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     scaler.scale(torch.ones(1))  # the scale comes to life with its first loss
     scaler.step(optimizer)
     scaler.update()
     assert scaler.get_scale() == 2.0**9
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert all(torch.equal(p, before[name]) for name, p in network.named_parameters())
     restored = torch.amp.GradScaler("cpu")
     restored.load_state_dict(scaler.state_dict())
     assert restored.state_dict() == scaler.state_dict()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
-from models import SegmentationModel, SegOutput, build_model
+from models import MODELS, ModelOptions, SegmentationModel, SegOutput, build_model
 from tests.support.cli import write_tiny_config
 from trainer.config import Config, load_config
 from trainer.inference import group_by_shape, predict, score_views, score_windows, window_starts
@@ -21,7 +21,7 @@ class Fake(SegmentationModel):
     """A model of nothing but logits; it remembers the shapes of its forward passes."""
 
     def __init__(self) -> None:
-        super().__init__("test_resnet")
+        super().__init__([1], ModelOptions(backbone="test_resnet"))
         self.shapes: list[tuple[int, ...]] = []
 
     def logits(self, images: Tensor) -> Tensor:
@@ -265,19 +265,10 @@ def test_a_pixelwise_model_says_the_same_in_windows_mirrored_and_at_once(
 def test_every_model_and_precision_gives_finite_scores_in_float32(
     tmp_path: Path, name: str, backbone: str, amp: str
 ) -> None:
-    model = build_model(
-        name,
-        [3, 2],
-        backbone=backbone,
-        pretrained=False,
-        channels=8,
-        image_size=32,
-        output_stride=16,
-        patch_size=8,
-        num_blocks=1,
-        num_heads=2,
-        drop_path=0.0,
-    ).eval()
+    options = {"backbone": backbone, "pretrained": False, "channels": 8}
+    if name == "segmenter":
+        options |= {"patch_size": 8, "num_blocks": 1, "num_heads": 2, "drop_path": 0.0}
+    model = build_model(MODELS[name].Options(name=name, **options), [3, 2], 32).eval()
     config = make_config(
         tmp_path,
         *("train.crop_size=32", f"train.amp={amp}"),

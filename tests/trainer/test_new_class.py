@@ -1,4 +1,4 @@
-"""A class is added to a trained model from images of the new class alone, as the README says."""
+"""A class is added to a trained model from images of the new class alone, as docs/own_images.md says."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from torch import nn
 from models import DeepLabV3
 from tests.support.cli import write_tiny_config
 from trainer.config import TrainConfig, load_config
+from trainer.network import Network
 from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
 
 
@@ -18,9 +19,14 @@ def train_config(folder: Path, *overrides: str) -> TrainConfig:
 
 
 def small_model() -> DeepLabV3:
-    model = DeepLabV3([3], backbone="test_resnet", channels=8)
-    model.grow(2, weight_transfer=True)
+    model = DeepLabV3([3], DeepLabV3.Options(backbone="test_resnet", pretrained=False, channels=8))
+    model.grow(2, start="background")
     return model.train()
+
+
+def network_of(model: DeepLabV3, **parts: nn.Module) -> Network:
+    """A model and modules of a method beside it."""
+    return Network(model, nn.ModuleDict(parts))
 
 
 def learning_rates(schedule: str, num_iterations: int) -> list[float]:
@@ -51,7 +57,7 @@ def test_constant_stays() -> None:
 
 def test_the_schedule_moves_all_groups_alike(tmp_path: Path) -> None:
     optimizer = build_optimizer(
-        small_model(), train_config(tmp_path, "train.lr_head_factor=10"), is_base_step=True
+        network_of(small_model()), train_config(tmp_path, "train.lr_head_factor=10"), is_base_step=True
     )
     scheduler = build_schedule(optimizer, "poly", 2)
     optimizer.step()
@@ -73,11 +79,20 @@ def test_groups_are_backbone_heads_and_classifier_each_at_its_rate(
 ) -> None:
     overrides = ["train.lr_head_factor=5", "train.lr_base=0.02", "train.lr_incremental=0.004", *overrides]
     model = small_model()
-    optimizer = build_optimizer(model, train_config(tmp_path, *overrides), is_base_step)
+    optimizer = build_optimizer(network_of(model), train_config(tmp_path, *overrides), is_base_step)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(rates)
     names = {id(p): name.split(".")[0] for name, p in model.named_parameters()}
     parts = [{names[id(p)] for p in group["params"]} for group in optimizer.param_groups]
     assert parts == [{"backbone"}, {"aspp", "project"}, {"classifier"}]
+
+
+def test_the_modules_of_a_method_learn_at_the_rate_of_the_classifier(tmp_path: Path) -> None:
+    part = nn.Linear(2, 1)
+    overrides = ["train.lr_classifier_incremental=0.5"]
+    network = network_of(small_model(), part=part)
+    optimizer = build_optimizer(network, train_config(tmp_path, *overrides), is_base_step=False)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert [rates[id(p)] for p in part.parameters()] == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -89,7 +104,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group(
     if frozen:
         freeze_batch_norm(model)
     optimizer = build_optimizer(
-        model, train_config(tmp_path, f"train.optimizer={optimizer_name}"), is_base_step=True
+        network_of(model), train_config(tmp_path, f"train.optimizer={optimizer_name}"), is_base_step=True
     )
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert len(grouped) == len(set(grouped))
@@ -99,12 +114,12 @@ def test_every_trainable_parameter_is_in_exactly_one_group(
 
 def test_optimisers_take_their_settings_from_the_config(tmp_path: Path) -> None:
     overrides = ["train.momentum=0.8", "train.nesterov=true", "train.weight_decay=0.03"]
-    sgd = build_optimizer(small_model(), train_config(tmp_path, *overrides), is_base_step=True)
+    sgd = build_optimizer(network_of(small_model()), train_config(tmp_path, *overrides), is_base_step=True)
     assert isinstance(sgd, torch.optim.SGD)
     for group in sgd.param_groups:
         assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.8, True, 0.03)
     overrides = ["train.momentum=0.8", "train.optimizer=adamw", "train.weight_decay=0.03"]
-    adamw = build_optimizer(small_model(), train_config(tmp_path, *overrides), is_base_step=True)
+    adamw = build_optimizer(network_of(small_model()), train_config(tmp_path, *overrides), is_base_step=True)
     assert isinstance(adamw, torch.optim.AdamW)
     for group in adamw.param_groups:
         assert (group["betas"], group["weight_decay"]) == ((0.8, 0.999), 0.03)
@@ -125,7 +140,7 @@ def test_frozen_batch_norm_keeps_statistics_and_affine_through_an_update(tmp_pat
     freeze_batch_norm(model)
     before = batch_norm_state(model)
     optimizer = build_optimizer(
-        model,
+        network_of(model),
         train_config(tmp_path, "train.weight_decay=0.1", "train.lr_incremental=0.1"),
         is_base_step=False,
     )

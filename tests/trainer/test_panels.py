@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import SegmentationDataset
-from datasets.file_dataset import make_palette
-from datasets.masks import DataError, UInt8Array
 from datasets.shapes import CLASSES, ShapesDataset
+from datasets.source import SegmentationDataset
 from datasets.tasks import build_task
 from tests.support.data import stripes
 from trainer.panels import MAX_SIDE, NUM_CANDIDATES, choose_images, join_panel, shrink
+from utils.errors import DataError
+from utils.images import UInt8Array, make_palette
 from utils.report.pictures import IGNORED_COLOUR, read_panels, write_image, write_mask
 
 TASK = build_task("2-1", ["background", "a", "b", "c", "d"])

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets import SegmentationDataset
 from datasets.incremental import ValidationDataset, evaluation_table
-from datasets.masks import UInt8Array
+from datasets.source import SegmentationDataset
 from datasets.tasks import build_task
 from datasets.transforms import EvaluateTransform
-from models import SegmentationModel, SegOutput
+from models import ModelOptions, SegmentationModel, SegOutput
 from tests.support.cli import write_tiny_config
 from trainer.config import Config, load_config
 from trainer.inference import images_at_once, predict
 from trainer.validation import evaluate
 from utils.distributed import Worker
+from utils.images import UInt8Array
 
 NUM_CLASSES = 4
 CROP = 12
@@ -31,7 +31,7 @@ class ReadsTheAnswer(SegmentationModel):
     """Predicts the class that the red of a pixel says, after a hundred; remembers its batches."""
 
     def __init__(self) -> None:
-        super().__init__("test_resnet")
+        super().__init__([1], ModelOptions(backbone="test_resnet"))
         self.shapes: list[tuple[int, ...]] = []
 
     def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:

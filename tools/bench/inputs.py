@@ -1,16 +1,18 @@
 """What the benchmark measures on: random outputs, labels, images and files, always the same."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets.file_dataset import FileDataset, make_palette
-from datasets.masks import UInt8Array
+from datasets.file_dataset import FileDataset
 from datasets.tasks import IGNORE_INDEX
+from methods import Output
 from models import SegOutput
+from utils.images import UInt8Array, make_palette
 
 IDENTITY = np.arange(256, dtype=np.uint8)
 """A table of class ids that changes none."""
@@ -18,12 +20,12 @@ IDENTITY = np.arange(256, dtype=np.uint8)
 
 def random_outputs(
     batch: int, num_classes: int, num_new: int, size: int, device: torch.device
-) -> tuple[SegOutput, SegOutput, Tensor]:
+) -> tuple[Output, Output, Tensor]:
     """Outputs of a model and of the old one, features (B,256,32,32), and labels (B,size,size) of a step."""
     generator = torch.Generator(device).manual_seed(0)
     num_old = num_classes - num_new
 
-    def output(channels: int, trained: bool) -> SegOutput:
+    def output(channels: int, trained: bool) -> Output:
         shapes = (
             (batch, channels, size, size),
             (batch, channels, 32, 32),
@@ -34,7 +36,7 @@ def random_outputs(
             (3 * torch.randn(shape, generator=generator, device=device)).requires_grad_(trained)
             for shape in shapes
         )
-        return SegOutput(logits, grid_logits, features, class_tokens, None)
+        return cast(Output, SegOutput(logits, grid_logits, features, class_tokens, None))
 
     labels = random_labels((batch, size, size), num_old, num_new, device)
     return output(num_classes, True), output(num_old, False), labels
@@ -48,7 +50,7 @@ def random_labels(shape: tuple[int, ...], num_old: int, num_new: int, device: to
     return torch.where(dice < 0.2, new, 0).masked_fill(dice > 0.95, IGNORE_INDEX)
 
 
-def clear_gradients(output: SegOutput) -> None:
+def clear_gradients(output: Output) -> None:
     """Forget the gradients of a random output."""
     for leaf in (output.logits, output.features, output.class_tokens):
         leaf.grad = None

@@ -3,9 +3,8 @@
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,73 +15,31 @@ import torch.nn.functional as F
 
 from datasets.class_index import index_classes
 from datasets.incremental import StepDataset, ValidationDataset
-from datasets.tasks import IGNORE_INDEX, Step
+from datasets.tasks import IGNORE_INDEX
 from datasets.transforms import EvaluateTransform, TrainTransform
-from losses.objective import Objective
-from losses.pseudo_label import SelectivePseudoLabel
-from models import SegOutput
+from methods import means
+from methods.mbs import MBS
+from models import DeepLabV3, SegOutput
 from models.output import upsample
 from tools.bench.inputs import (
     IDENTITY,
     Stored,
     clear_gradients,
     decode_mask,
-    random_labels,
     random_outputs,
     random_sample,
     write_samples,
 )
+from tools.bench.iteration import Iteration, describe_model, time_iteration
 from tools.bench.measure import Action, live_bytes, medians, peak_mib
+from tools.bench.setup import CPU, Row, Setup
 from trainer.checkpoint import new_model
 from trainer.config import Config
 from trainer.inference import autocast
-from trainer.optim import build_optimizer, freeze_batch_norm
-from trainer.step import backward, build_objective, move, wrap_model
 from trainer.validation import evaluate
 from utils.distributed import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
-CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What all rows share. configs: give `step` its models, training and losses; the first, `scaling` and `ddp` too.
-
-    quick: sizes at which every row runs in seconds and the figures mean nothing.
-    """
-
-    worker: Worker
-    configs: Sequence[Config]
-    quick: bool
-
-    @property
-    def config(self) -> Config:
-        return self.configs[0]
-
-    @property
-    def device(self) -> torch.device:
-        return self.worker.device
-
-    def repetitions(self, count: int) -> int:
-        return 1 if self.quick else count
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line: seconds of ours and of its floor. logits_alive: tensors of the logits' size alive at once."""
-
-    name: str
-    what: str
-    ours_s: float
-    floor_s: float | None = None
-    aim: float | None = None
-    peak_mib: float | None = None
-    logits_alive: float | None = None
-
-    @property
-    def ratio(self) -> float | None:
-        return None if self.floor_s is None else self.ours_s / self.floor_s
 
 
 def data(setup: Setup) -> Iterator[Row]:
@@ -121,13 +78,13 @@ def objective(setup: Setup) -> Iterator[Row]:
 def _objective(setup: Setup, batch: int, num_classes: int, num_new: int) -> Row:
     size = 64 if setup.quick else 512
     output, old, labels = random_outputs(batch, num_classes, num_new, size, setup.device)
-    terms = Objective(SelectivePseudoLabel(), 1.0, 1.0, 25.0, 1.0, num_new=num_new)
+    method = MBS(MBS.Options(), num_classes - num_new, num_new)
 
     def ours() -> None:
         clear_gradients(output)
-        targets = terms.prepare(labels, old)
-        values = terms(output, old, labels, targets, targets.counts)
-        torch.stack(list(values.values())).sum().backward()
+        targets = method.targets(labels, old)
+        terms = means(method.terms(output, old, targets), targets.counts)
+        torch.stack(list(terms.values())).sum().backward()
 
     def floor() -> None:
         clear_gradients(output)
@@ -155,7 +112,7 @@ def evaluation(setup: Setup) -> Iterator[Row]:
     """One image through evaluation, against the forward pass without upsampling."""
     size = 64 if setup.quick else 512
     backbone = setup.config.model.backbone if setup.quick else "resnet101"
-    model_config = setup.config.model.model_copy(update={"name": "deeplabv3", "backbone": backbone})
+    model_config = DeepLabV3.Options(name="deeplabv3", backbone=backbone)
     train = setup.config.train.model_copy(update={"crop_size": size})
     data = setup.config.data.model_copy(update={"num_workers": 0})
     config = setup.config.model_copy(update={"model": model_config, "train": train, "data": data})
@@ -273,67 +230,14 @@ def _ddp_rank(rank: int, setup: Setup, folder: Path) -> None:
         dist.destroy_process_group()
 
 
-class Iteration:
-    """One iteration of an incremental step on one random batch, and what it cannot do without.
-
-    num_classes: classes of each step, background counted in the first.
-    """
-
-    def __init__(self, config: Config, num_classes: Sequence[int], worker: Worker) -> None:
-        train, device = config.train, worker.device
-        torch.manual_seed(0)
-        self.config, self.worker = config, worker
-        self.old_model = new_model(config, list(num_classes[:-1])).to(device).eval().requires_grad_(False)
-        model = new_model(config, list(num_classes)).to(device).train()
-        if train.freeze_bn:
-            freeze_batch_norm(model)
-        if train.channels_last:
-            for network in (model, self.old_model):
-                network.to(memory_format=torch.channels_last)
-        num_old = sum(num_classes[:-1])
-        self.objective = build_objective(config, Step(len(num_classes) - 1, num_old, num_classes[-1]))
-        self.optimizer = build_optimizer(model, train, is_base_step=False)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=train.amp == "fp16")
-        self.model = wrap_model(model, config, worker)
-        shape = train.batch_size, train.crop_size, train.crop_size
-        images = torch.randint(0, 256, (shape[0], 3, *shape[1:]), dtype=torch.uint8)
-        labels = random_labels(shape, num_old, num_classes[-1], CPU).byte()
-        self.batch = move((images, labels), device, train.channels_last)
-        self.gradient = torch.randn(1, device=device)
-
-    def run(self) -> None:
-        """Both models, all terms, backward, update."""
-        arguments = self.old_model, self.objective, [self.batch], self.scaler, self.config, self.worker
-        backward(self.model, *arguments)
-        self._update()
-
-    def student(self) -> None:
-        """Forward, a backward pass of any gradient, update."""
-        with autocast(self.config.train.amp, self.worker.device):
-            logits = self.model(self.batch[0]).logits
-        logits.backward(self.gradient.to(logits.dtype).expand_as(logits))
-        self._update()
-
-    def old(self) -> None:
-        with torch.inference_mode(), autocast(self.config.train.amp, self.worker.device):
-            self.old_model(self.batch[0])
-
-    def _update(self) -> None:
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-
-
-def time_iteration(
-    setup: Setup, config: Config, num_classes: Sequence[int], repetitions: int, with_floor: bool
-) -> tuple[dict[str, float], float | None]:
-    """Median seconds of an iteration (and of its parts), and its peak memory in MiB."""
-    iteration = Iteration(config, num_classes, setup.worker)
-    actions: dict[str, Action] = {"ours": iteration.run}
-    if with_floor:
-        actions |= {"student": iteration.student, "old": iteration.old}
-    return medians(actions, repetitions, setup.device), peak_mib(iteration.run, setup.device)
-
-
-def describe_model(config: Config) -> str:
-    return f"{config.model.name} {config.model.backbone}"
+ROWS: dict[str, Callable[[Setup], Iterator[Row]]] = {
+    "data": data,
+    "objective": objective,
+    "step": step,
+    "evaluate": evaluation,
+    "index": index,
+    "startup": startup,
+    "scaling": scaling,
+    "ddp": ddp,
+}
+"""What the command line can measure, by name."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.masks import Colour, DataError, UInt8Array, read_mask
+from datasets.masks import read_mask
 from datasets.tasks import IGNORE_INDEX
 from tools.prepare.samples import (
     RESERVED,
@@ -22,6 +22,8 @@ from tools.prepare.samples import (
     make_id,
     paint,
 )
+from utils.errors import DataError
+from utils.images import Colour, UInt8Array
 
 
 def read_coco(file: Path, image_folder: Path, mask_folder: Path | None) -> Annotations:

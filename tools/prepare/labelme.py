@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from datasets.file_dataset import is_hidden
-from datasets.masks import UNDECODABLE, DataError, UInt8Array
 from tools.prepare.samples import (
     RESERVED,
     Annotations,
@@ -25,6 +24,8 @@ from tools.prepare.samples import (
     make_id,
     paint,
 )
+from utils.errors import DataError
+from utils.images import UNDECODABLE, UInt8Array
 
 
 def read_labelme(folder: Path, left_out: Iterable[Path] = ()) -> Annotations:

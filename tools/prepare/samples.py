@@ -11,16 +11,10 @@ import numpy.typing as npt
 
 from datasets import cityscapes
 from datasets.class_index import read_image_size
-from datasets.masks import (
-    UNDECODABLE,
-    Colour,
-    DataError,
-    MaskCoding,
-    UInt8Array,
-    describe_undecodable,
-    read_mask,
-)
+from datasets.masks import MaskCoding, read_mask
 from datasets.tasks import IGNORE_INDEX
+from utils.errors import DataError
+from utils.images import UNDECODABLE, Colour, UInt8Array, describe_undecodable
 
 Ids = Mapping[str, int]
 """Class id of every label that is wanted; others are background."""

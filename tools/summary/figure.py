@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from tools.summarize import Row, mean_and_deviation
+from tools.summary.groups import Row, mean_and_deviation
 
 _MARKERS = "os^DvP*Xpd"
 _ROW_INCHES = 0.24

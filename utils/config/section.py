@@ -13,6 +13,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 
 
 class Section(BaseModel):
@@ -36,8 +37,8 @@ class Section(BaseModel):
 class NamedSection(Section):
     """A section that a table holds under `name`, with fields of its own."""
 
-    name: str
-    """Which one."""
+    name: str = ""
+    """Which one: its key in the table, '' for a section that stands by itself."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,24 @@ def choice(table: Mapping[str, type[NamedSection]], default: str | None = None) 
 
     sections = tuple(Annotated[section, Tag(name)] for name, section in table.items())
     return Annotated[
-        Union[sections],  # type: ignore[valid-type]  # noqa: UP007
+        Union[sections],  # noqa: UP007
         Discriminator(tag_of),
         BeforeValidator(expand),
         Choice(table, default),
     ]
+
+
+def common_fields(table: Mapping[str, type[NamedSection]]) -> dict[str, FieldInfo]:
+    """Return the fields that all sections of a table share: one meaning, one default."""
+    first, *others = table.values()
+
+    def is_shared(name: str, field: FieldInfo) -> bool:
+        fields = [other.model_fields.get(name) for other in others]
+        return all(
+            f is not None and (f.description, f.default) == (field.description, field.default) for f in fields
+        )
+
+    return {name: field for name, field in first.model_fields.items() if is_shared(name, field)}
 
 
 def choice_of(schema: type[BaseModel], field: str) -> Choice | None:

@@ -97,7 +97,22 @@ def draw_classes(
             row=1,
             col=column,
         )
-    figure.layout.shapes = [
+    figure.layout.shapes = _borders(first_ids)
+    swatches = [
+        f'{name} <span style="color:{colour}">■</span>' for name, colour in zip(shown, colours, strict=True)
+    ]
+    figure.update_yaxes(range=[num_classes - 0.5, -0.5], showgrid=False, zeroline=False)
+    figure.update_yaxes(
+        tickvals=list(range(num_classes)), ticktext=swatches, tickfont={"size": 10 if is_long else 12}, col=1
+    )
+    figure.update_xaxes(title_text="step", showgrid=False, **_step_axis(range(num_steps)))
+    figure.update_layout(plot_bgcolor=_NOT_LEARNED)
+    return _finish(figure, height=110 + num_classes * (14 if is_long else 20))
+
+
+def _borders(first_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Return white lines across the three heat maps, above these rows."""
+    return [
         {
             "type": "line",
             "xref": f"{axis} domain",
@@ -111,16 +126,6 @@ def draw_classes(
         for first in first_ids
         for axis in ("x", "x2", "x3")
     ]
-    swatches = [
-        f'{name} <span style="color:{colour}">■</span>' for name, colour in zip(shown, colours, strict=True)
-    ]
-    figure.update_yaxes(range=[num_classes - 0.5, -0.5], showgrid=False, zeroline=False)
-    figure.update_yaxes(
-        tickvals=list(range(num_classes)), ticktext=swatches, tickfont={"size": 10 if is_long else 12}, col=1
-    )
-    figure.update_xaxes(title_text="step", showgrid=False, **_step_axis(range(num_steps)))
-    figure.update_layout(plot_bgcolor=_NOT_LEARNED)
-    return _finish(figure, height=110 + num_classes * (14 if is_long else 20))
 
 
 def draw_flow(steps: Sequence[int], flows: Sequence[FloatArray]) -> go.Figure:

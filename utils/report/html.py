@@ -4,9 +4,7 @@ Of an older run, or one that has not ended, it shows what there is.
 """
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,8 @@ import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 from plotly.offline import get_plotlyjs
 
-from datasets.file_dataset import make_palette
-from datasets.masks import UInt8Array
 from utils.files import write_atomic
-from utils.logging import read_metrics
+from utils.images import UInt8Array
 from utils.metrics import (
     FloatArray,
     forgetting_per_class,
@@ -31,7 +27,16 @@ from utils.metrics import (
 from utils.report.figures import draw_classes, draw_curves, draw_flow, draw_miou
 from utils.report.pictures import IGNORED_COLOUR, Panel, read_panels
 from utils.report.plots import iou_matrix, run_title
-from utils.report.results import SCORES, load_confusion
+from utils.report.reading import (
+    Task,
+    read_config,
+    read_confusions,
+    read_results,
+    read_task,
+    read_training,
+)
+from utils.report.results import SCORES
+from utils.report.run_files import to_hex
 from utils.units import format_duration
 
 TEMPLATE = "html.jinja"
@@ -42,14 +47,6 @@ _PLOT_CONFIG = {
     # The first uploads the figure to Plotly's servers, which the page must not offer; the others do nothing here.
     "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d"],
 }
-
-
-@dataclass(frozen=True)
-class Task:
-    """The classes of every step, and the colour (#rrggbb) of every class in learning order."""
-
-    steps: list[list[str]]
-    colours: list[str]
 
 
 def write_html_report(run_dir: Path) -> Path:
@@ -68,20 +65,6 @@ def write_html_report(run_dir: Path) -> Path:
         ) from error
     write_atomic(run_dir / "report.html", text)
     return run_dir / "report.html"
-
-
-def read_results(run_dir: Path) -> dict[str, Any]:
-    """Return results.json; raises FileNotFoundError or ValueError naming it."""
-    path = run_dir / "results.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a run has a report once its first step is finished")
-    try:
-        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not results["steps"]:
-            raise ValueError("no step is finished")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
-    return results
 
 
 def render(run_dir: Path, results: Mapping[str, Any]) -> str:
@@ -134,64 +117,6 @@ def render(run_dir: Path, results: Mapping[str, Any]) -> str:
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         plotly=get_plotlyjs(),
     )
-
-
-def read_task(run_dir: Path, results: Mapping[str, Any]) -> Task:
-    """Return task.json; without one, what results.json tells, and the colours of PASCAL VOC in learning order."""
-    names = results["class_names"]
-    path = run_dir / "task.json"
-    if not path.exists():
-        steps = [list(step["new_classes"]) for step in results["steps"]]
-        to_come = names[sum(map(len, steps)) :]
-        return Task([*steps, to_come] if to_come else steps, [to_hex(c) for c in make_palette(len(names))])
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Task(content["steps"], [content["colours"][name] for name in names])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: not the task of this run ({type(error).__name__}: {error}); delete it and rerun"
-        ) from error
-
-
-def read_confusions(
-    run_dir: Path, steps: Sequence[Mapping[str, Any]]
-) -> tuple[dict[int, npt.NDArray[np.int64]], list[str]]:
-    """Return the confusion matrix of every step that has one; second come the problems met, a line each."""
-    confusions, problems = {}, []
-    for index, step in enumerate(steps):
-        try:
-            matrix = load_confusion(run_dir, index)
-        except (OSError, ValueError) as error:
-            problems.append(str(error))
-            continue
-        if len(matrix) == len(step["per_class_iou"]):
-            confusions[index] = matrix
-        else:
-            problems.append(
-                f"confusion/step_{index}.csv: {len(matrix)} classes, results.json has {len(step['per_class_iou'])}"
-            )
-    return confusions, problems
-
-
-def read_training(run_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return what metrics.jsonl says of the training; second come the problems met, a line each."""
-    path = run_dir / "metrics.jsonl"
-    if not path.exists():
-        return [], []
-    lines, damaged = read_metrics(path)
-    problems = [f"{path}: left out: damaged lines ({', '.join(map(str, damaged))})"] if damaged else []
-    return [line for line in lines if "epoch" in line], problems
-
-
-def read_config(run_dir: Path) -> tuple[str | None, list[str]]:
-    """Return the text of config.yaml, None where there is none; second come the problems met, a line each."""
-    path = run_dir / "config.yaml"
-    if not path.exists():
-        return None, []
-    try:
-        return path.read_text(encoding="utf-8"), []
-    except UnicodeDecodeError as error:
-        return None, [f"{path}: left out: {error}"]
 
 
 def draw(
@@ -272,11 +197,6 @@ def encode_runs(mask: UInt8Array) -> list[int]:
     lengths = np.diff(starts, append=len(pixels))
     runs: list[int] = np.column_stack([pixels[starts], lengths]).ravel().tolist()
     return runs
-
-
-def to_hex(colour: tuple[int, int, int]) -> str:
-    """Return a colour as #rrggbb."""
-    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def to_html(figure: go.Figure, name: str) -> str:

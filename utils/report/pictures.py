@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datasets.masks import UNDECODABLE, Colour, DataError, UInt8Array, describe_undecodable, read_mask
+from utils.errors import DataError
 from utils.files import write_atomic
+from utils.images import UNDECODABLE, Colour, UInt8Array, describe_undecodable, open_mask
 
 IGNORED_COLOUR = (224, 224, 192)
 """The cream in which VOC draws its void."""
@@ -55,7 +56,7 @@ def read_panels(run_dir: Path, num_steps: int) -> tuple[list[Panel], list[str]]:
     panels, problems = [], []
     for folder in sorted(path for path in (run_dir / "panels").glob("*") if path.is_dir()):
         try:
-            image, truth = _read_image(folder / "image.jpg"), read_mask(folder / "ground_truth.png")
+            image, truth = _read_image(folder / "image.jpg"), _read_mask(folder / "ground_truth.png")
         except (DataError, OSError) as error:
             problems.append(f"left out: {error}")
             continue
@@ -64,7 +65,7 @@ def read_panels(run_dir: Path, num_steps: int) -> tuple[list[Panel], list[str]]:
             mask = None
             if path.exists():
                 try:
-                    mask = read_mask(path)
+                    mask = _read_mask(path)
                 except (DataError, OSError) as error:
                     problems.append(f"left out: {error}")
             if mask is not None and mask.shape != truth.shape:
@@ -84,3 +85,8 @@ def _read_image(path: Path) -> bytes:
     except UNDECODABLE as error:
         raise DataError(describe_undecodable(path, "an image", error)) from error
     return content
+
+
+def _read_mask(path: Path) -> UInt8Array:
+    """Class ids (H,W) of a mask; raises DataError or OSError where it cannot be read."""
+    return np.array(open_mask(path), dtype=np.uint8)

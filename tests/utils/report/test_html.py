@@ -15,14 +15,16 @@ import pytest
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
-from datasets.file_dataset import make_palette
 from tests.support.data import stripes
 from tools import report as report_tool
+from utils.images import make_palette
 from utils.metrics import iou_per_class, pixel_flow
 from utils.report.figures import MAX_POINTS, draw_classes, draw_curves, draw_flow, draw_miou
-from utils.report.html import draw, encode_runs, read_results, read_task, write_html_report
+from utils.report.html import draw, encode_runs, write_html_report
 from utils.report.pictures import write_image, write_mask
-from utils.report.results import build_results, make_step_entry, save_confusion, write_task
+from utils.report.reading import read_results, read_task
+from utils.report.results import build_results, make_step_entry
+from utils.report.run_files import save_confusion, write_task
 
 # A folder's classes may hold anything.
 NAMES = ["background", "cat", "</script><b>&", "$x$, y"]

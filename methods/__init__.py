@@ -1,0 +1,30 @@
+"""Class-incremental methods, a file a paper; `METHODS` is the only list of them."""
+
+from methods.base import Method, Output, Targets, Term, means
+from methods.dkd import DKD
+from methods.finetune import Finetune, Joint
+from methods.lwf import ILT, LwF
+from methods.mbs import MBS
+from methods.mib import MiB
+from methods.plop import PLOP
+from methods.ssul import SSUL
+
+METHODS: dict[str, type[Method]] = {
+    "mbs": MBS,
+    "finetune": Finetune,
+    "joint": Joint,
+    "lwf": LwF,
+    "ilt": ILT,
+    "mib": MiB,
+    "plop": PLOP,
+    "ssul": SSUL,
+    "dkd": DKD,
+}
+
+__all__ = ["METHODS", "Method", "Output", "Targets", "Term", "means", "method_of_step"]
+
+
+def method_of_step(options: Method.Options, num_old: int, num_new: int) -> Method:
+    """Return the configured method for a step; in the base step (num_old is 0) what trains it there."""
+    method = METHODS[options.name]
+    return (method if num_old else method.base_step)(options, num_old, num_new)

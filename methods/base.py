@@ -1,0 +1,219 @@
+"""What a method is: its options, its phases, and how the terms of its loss become means."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from losses.binary_cross_entropy import binary_cross_entropy
+from losses.feature_distillation import embedding_distillation
+from losses.reduction import mean_or_zero
+from losses.softmax_terms import softmax_terms
+from models import SegmentationModel
+from utils.config.section import NamedSection
+
+IGNORE_INDEX = 255
+"""Label of pixels that no loss counts."""
+
+
+class Output(Protocol):
+    """What a model says of a batch, as `models.SegOutput` describes it, with the logits at image size."""
+
+    @property
+    def logits(self) -> Tensor: ...
+    @property
+    def grid_logits(self) -> Tensor: ...
+    @property
+    def features(self) -> Tensor: ...
+    @property
+    def class_tokens(self) -> Tensor: ...
+    @property
+    def class_embeddings(self) -> Tensor | None: ...
+    @property
+    def stages(self) -> tuple[Tensor, ...]: ...
+
+
+class Looks(Protocol):
+    """The step's images as its first epoch shows them, a rank's share of them, seen by the old model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where images, labels and outputs are."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Output]]:
+        """Yield images (B,3,H,W), labels (B,H,W) int64 and what the old model says of them, without gradient."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Return x added up over all ranks."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a step asks of the model for a (micro-)batch, before the model has seen it.
+
+    labels: (B,H,W) int64, as given. pseudo_labels: (B,H,W) int64, what the cross-entropy asks for. counts: what the
+    means run over, by name, scalars; those of all ranks and micro-batches are added up before a term is divided by one.
+    own: further tensors that the method's terms need.
+    """
+
+    labels: Tensor
+    pseudo_labels: Tensor
+    counts: dict[str, Tensor]
+    own: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Term(NamedTuple):
+    """A term of the loss: `weight` · `total` / (the count named `over` · `per`).
+
+    total: a sum over this (micro-)batch, a scalar, float32 at least. over: a key of `Targets.counts`. per: how many
+    elements each of what is counted has, such as channels.
+    """
+
+    total: Tensor
+    over: str
+    per: int = 1
+    weight: float = 1.0
+
+
+def means(terms: Mapping[str, Term], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weighted terms; added up over all ranks and micro-batches they are the loss.
+
+    counts: those of all ranks and micro-batches together, so that a gradient does not depend on how a batch is cut.
+    An empty selection gives a zero that keeps its graph.
+    """
+    return {
+        name: term.weight * mean_or_zero(term.total, counts[term.over].to(term.total.dtype) * term.per)
+        for name, term in terms.items()
+    }
+
+
+class Method:
+    """One step of a method; a paper is a subclass with its options and those of the seven phases that it changes.
+
+    The phases are called in this order: `check`, `parts`, `add_classes`, `begin_step`, for every update `targets` and
+    `terms`, and `end_step`. This class is fine-tuning: cross-entropy on the labels as given. It also trains the base
+    step of every method that names no other class in `base_step`.
+
+    options: the method's section of the config. num_old: classes before the step, background among them; 0 in the base
+    step. num_new: classes that the step adds. state: plain tensors that the method carries through a step and from
+    step to step; they are part of every save. modules: what `parts` has made. parts_are_trained: whether an earlier
+    step has trained them. model: the network that trains, for terms that ask it for more than its output of the batch.
+    """
+
+    class Options(NamedSection):
+        """Fields of the method in the config."""
+
+    base_step: ClassVar[type["Method"]]
+    """What trains the base step of this method. Methods of equal `scores` can share base steps."""
+    scores: ClassVar[Literal["softmax", "sigmoid"]] = "softmax"
+    """What the model's logits are read as."""
+    needs_stages: ClassVar[bool] = False
+    """Whether a term looks at the feature maps of the backbone's stages."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Other fields of the config that the method sets where neither file nor command line does."""
+
+    def __init__(self, options: Any, num_old: int, num_new: int) -> None:
+        self.options = options
+        self.num_old = num_old
+        self.num_new = num_new
+        self.state: dict[str, Tensor] = {}
+        self.modules = nn.ModuleDict()
+        self.parts_are_trained = False
+        self.model: SegmentationModel | None = None
+
+    @property
+    def needs_old_model(self) -> bool:
+        """Whether targets or terms look at the old model."""
+        return False
+
+    @classmethod
+    def check(cls, config: Any) -> list[str]:
+        """Return a line for all in `config` (the whole, `trainer.config.Config`) that does not go with the method."""
+        return []
+
+    def parts(self, channels: int) -> dict[str, nn.Module]:
+        """Return modules that are trained, wrapped and saved with the network; channels: D of its features."""
+        return {}
+
+    def add_classes(self, model: SegmentationModel, num_new: int) -> None:
+        """Add the step's classes to the model: here they start at random."""
+        model.grow(num_new)
+
+    def begin_step(self, model: SegmentationModel, looks: Looks) -> None:
+        """Measure or fit what the step needs to know of its images, into `state`, or prepare the model."""
+
+    def targets(self, labels: Tensor, old: Output) -> Targets:
+        """Return what is asked of a batch. labels: (B,H,W) int64; old: the old model's output, if it is needed."""
+        return self.make_targets(labels)
+
+    def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
+        """Return the terms of the loss by name, for a batch of which `targets` has asked."""
+        return {"cross_entropy": self.cross_entropy(output.logits, targets.pseudo_labels)}
+
+    def end_step(self, model: SegmentationModel, old_model: SegmentationModel | None) -> None:
+        """Change the trained weights before they are saved, or note in `state` what later steps need."""
+
+    def make_targets(
+        self,
+        labels: Tensor,
+        pseudo_labels: Tensor | None = None,
+        counts: Mapping[str, Tensor] | None = None,
+        **own: Tensor,
+    ) -> Targets:
+        """Return targets that count pixels ('pixels'), those that have a label ('labelled'), 'images' and 'batches'.
+
+        counts: more of them, the method's own.
+        """
+        pseudo_labels = labels if pseudo_labels is None else pseudo_labels
+        # Filled on the device: a number that is copied there would make the host wait.
+        sizes = {"pixels": labels.numel(), "images": len(labels), "batches": 1}
+        common = {name: labels.new_full((), size) for name, size in sizes.items()}
+        common["labelled"] = (pseudo_labels != IGNORE_INDEX).sum()
+        return Targets(labels, pseudo_labels, {**common, **(counts or {})}, own)
+
+    def cross_entropy(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        weights: Tensor | None = None,
+        over: str = "labelled",
+        first_class: int = 0,
+    ) -> Term:
+        """Return the cross-entropy over labelled pixels, of a softmax or of a sigmoid a class as `scores` says.
+
+        logits: (B,K,H,W); labels: (B,H,W) int64; weights: (B,H,W), the pixels' factors, None for 1. first_class: the
+        first class whose sigmoid is asked.
+        """
+        if self.scores == "sigmoid":
+            total, _ = binary_cross_entropy(logits, labels, IGNORE_INDEX, weights, first_class)
+        else:
+            total, _ = softmax_terms(logits, targets=labels, weights=weights, ignore_index=IGNORE_INDEX)
+        return Term(total, over)
+
+
+Method.base_step = Method
+
+
+class SigmoidMethod(Method):
+    """Fine-tuning with a sigmoid a class, background among them; the base step of methods that need such scores."""
+
+    scores = "sigmoid"
+
+
+SigmoidMethod.base_step = SigmoidMethod
+
+
+def embedding_terms(output: Output, old: Output, weight: float) -> dict[str, Term]:
+    """Return the distillation of the old classes' embeddings, where the model decodes classes per image (Segmenter)."""
+    if output.class_embeddings is None or old.class_embeddings is None:
+        return {}
+    total, _ = embedding_distillation(output.class_embeddings, old.class_embeddings)
+    return {"embedding_distillation": Term(total, "images", old.class_embeddings[0].numel(), weight)}
+
+
+def stack_counts(targets: list[Targets]) -> Tensor:
+    """Return the counts of several micro-batches added up, (N,) float64 in the order of the first one's names."""
+    counts = [torch.stack([count.double() for count in target.counts.values()]) for target in targets]
+    return torch.stack(counts).sum(dim=0)

@@ -1,0 +1,113 @@
+"""Mitigating Background Shift in Class-Incremental Semantic Segmentation (MBS, arXiv 2407.11859)."""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from losses.feature_distillation import feature_distillation, reliability
+from losses.logit_distillation import logit_distillation
+from losses.orthogonal import OrthogonalLoss
+from losses.output_distillation import background_heirs
+from losses.pseudo_label import SelectivePseudoLabel
+from losses.softmax_terms import softmax_terms
+from methods.base import IGNORE_INDEX, Method, Output, Targets, Term, embedding_terms
+from models import SegmentationModel
+from utils.config.section import NamedSection
+
+
+class MBS(Method):
+    """Cross-entropy on selective pseudo-labels + adaptive feature distillation + label-guided output distillation
+    + orthogonal loss; new classes start as the background (background weight transfer).
+    """
+
+    class Options(NamedSection):
+        pseudo_labels: bool = True
+        """Fill the background of the labels with what the old model is sure of."""
+        selective: bool = True
+        """Ignore pixels where old classes outweigh the background but none is sure; false leaves them background."""
+        threshold: float = Field(0.7, ge=0, le=1)
+        """Probability from which an old class is taken over as pseudo-label."""
+        pseudo_label_weight: float = Field(1.0, ge=0)
+        """Weight of pseudo-labelled pixels in the cross-entropy; labelled ones have 1."""
+        feature_distillation: bool = True
+        """Keep the features as they were."""
+        adaptive: bool = True
+        """Weigh every cell by what the old model knows of it; false takes all alike, as ILT does."""
+        feature_weight: float = Field(1.0, ge=0)
+        """Factor of the feature distillation, a mean over the elements of weighted cells."""
+        output_distillation: bool = True
+        """Keep the old model's probabilities."""
+        label_guided: bool = True
+        """Expect the old background's probability of the labelled new class; false asks the old classes alone (LwF)."""
+        output_weight: float = Field(25.0, ge=0)
+        """λ of the output distillation, a mean over pixels and channels."""
+        orthogonal: bool = True
+        """Turn the new classes' tokens away from all others."""
+        orthogonal_weight: float = Field(1.0, ge=0)
+        """Factor of the orthogonal loss."""
+        weight_transfer: bool = True
+        """Let new classes start as copies of the background's classifier."""
+
+    options: Options
+
+    @property
+    def needs_old_model(self) -> bool:
+        """Whether a part that asks the old model is on."""
+        options = self.options
+        return options.pseudo_labels or options.feature_distillation or options.output_distillation
+
+    def add_classes(self, model: SegmentationModel, num_new: int) -> None:
+        """Let new classes start as the background (background weight transfer)."""
+        model.grow(num_new, start="background" if self.options.weight_transfer else "random")
+
+    def targets(self, labels: Tensor, old: Output) -> Targets:
+        """Return selective pseudo-labels and the reliability of every cell of the feature grid."""
+        options, pseudo_labels = self.options, labels
+        if options.pseudo_labels:
+            pseudo_label = SelectivePseudoLabel(options.threshold, IGNORE_INDEX, options.selective)
+            pseudo_labels = pseudo_label(labels, old.logits)
+        if not options.feature_distillation:
+            return self.make_targets(labels, pseudo_labels)
+        cells = torch.ones_like(old.features[:, 0])
+        if options.adaptive:
+            cells = reliability(pseudo_labels, old.grid_logits, IGNORE_INDEX)
+        return self.make_targets(labels, pseudo_labels, {"cells": (cells > 0).sum()}, cells=cells)
+
+    def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
+        """Return the four terms, those that are switched on."""
+        options = self.options
+        cross_entropy, distillation = self._pixel_terms(output, old, targets)
+        terms = {"cross_entropy": cross_entropy}
+        if options.feature_distillation:
+            total, _ = feature_distillation(output.features, old.features, targets.own["cells"])
+            channels = output.features.shape[1]
+            terms["feature_distillation"] = Term(total, "cells", channels, options.feature_weight)
+            terms |= embedding_terms(output, old, options.feature_weight)
+        if options.output_distillation:
+            terms["output_distillation"] = distillation
+        if options.orthogonal:
+            orthogonal = OrthogonalLoss()(output.class_tokens, self.num_new)
+            terms["orthogonal"] = Term(orthogonal, "batches", weight=options.orthogonal_weight)
+        return terms
+
+    def _pixel_terms(self, output: Output, old: Output, targets: Targets) -> tuple[Term, Term]:
+        """Return cross-entropy and output distillation, which share the softmax where they can."""
+        options, labels, logits = self.options, targets.labels, output.logits
+        guided = {}
+        if options.output_distillation and options.label_guided:
+            heirs = background_heirs(labels, self.num_old, IGNORE_INDEX)
+            guided = {"old_logits": old.logits, "heirs": heirs}
+        weights = None
+        if options.pseudo_label_weight != 1:
+            weights = torch.where(targets.pseudo_labels == labels, 1.0, options.pseudo_label_weight)
+        cross_entropy, distillation = softmax_terms(
+            logits, targets=targets.pseudo_labels, weights=weights, ignore_index=IGNORE_INDEX, **guided
+        )
+        channels = logits.shape[1]
+        if options.output_distillation and not options.label_guided:
+            distillation, _ = logit_distillation(logits, old.logits)
+            channels = self.num_old
+        return (
+            Term(cross_entropy, "labelled"),
+            Term(distillation, "pixels", channels, options.output_weight),
+        )

@@ -1,0 +1,32 @@
+"""Modeling the Background (MiB, arXiv 2002.00718): losses and initialisation that know what background hides."""
+
+from pydantic import Field
+
+from losses.unbiased import unbiased_cross_entropy, unbiased_distillation
+from methods.base import IGNORE_INDEX, Method, Output, Targets, Term
+from models import SegmentationModel
+from utils.config.section import NamedSection
+
+
+class MiB(Method):
+    """The background of a step's labels may be any old class; the old model's background may be any new one."""
+
+    class Options(NamedSection):
+        output_weight: float = Field(10.0, ge=0)
+        """Factor of the output distillation, a mean over pixels and old classes."""
+
+    options: Options
+    needs_old_model = True
+
+    def add_classes(self, model: SegmentationModel, num_new: int) -> None:
+        """Let background and new classes share what the background scored (eq. 10)."""
+        model.grow(num_new, start="shared_background")
+
+    def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
+        """Return unbiased cross-entropy (eq. 4 and 5) and unbiased distillation (eq. 8 and 9)."""
+        cross_entropy, _ = unbiased_cross_entropy(output.logits, targets.labels, self.num_old, IGNORE_INDEX)
+        distillation, _ = unbiased_distillation(output.logits, old.logits)
+        return {
+            "cross_entropy": Term(cross_entropy, "labelled"),
+            "output_distillation": Term(distillation, "pixels", self.num_old, self.options.output_weight),
+        }

@@ -1,0 +1,81 @@
+"""PLOP (arXiv 2011.11390): pseudo-labels by entropy, and statistics of strips (Local POD) are kept."""
+
+import math
+
+import torch
+from pydantic import Field
+
+from losses.entropy_pseudo_label import (
+    NUM_BINS,
+    adaptive_factor,
+    entropy_histogram,
+    entropy_pseudo_labels,
+    median_thresholds,
+)
+from losses.local_pod import join_new_to_background, local_pod
+from methods.base import IGNORE_INDEX, Looks, Method, Output, Targets, Term
+from models import SegmentationModel
+from utils.config.section import NamedSection
+
+
+class PLOP(Method):
+    """Cross-entropy on pseudo-labels, and Local POD over the backbone's stages, the features and the logits.
+
+    Ours: new classes start as in MiB; logits of new classes are added to the background's before logits are compared.
+    """
+
+    class Options(NamedSection):
+        threshold: float = Field(0.001, ge=0, le=1)
+        """The least that a class's threshold on the entropy may be; 1 is the entropy of knowing nothing."""
+        adaptive_factor: bool = True
+        """Scale every image's cross-entropy by the share of its background that got a pseudo-label (eq. 8)."""
+        stage_weight: float = Field(0.01, ge=0)
+        """Factor of the backbone's stages; all three are scaled by √(classes / new classes)."""
+        feature_weight: float = Field(0.01, ge=0)
+        """Factor of the features before the classifier."""
+        logit_weight: float = Field(0.0005, ge=0)
+        """Factor of the logits on the feature grid."""
+
+    options: Options
+    needs_old_model = True
+    needs_stages = True
+
+    def add_classes(self, model: SegmentationModel, num_new: int) -> None:
+        """Let background and new classes share what the background scored (MiB, eq. 10)."""
+        model.grow(num_new, start="shared_background")
+
+    def begin_step(self, model: SegmentationModel, looks: Looks) -> None:
+        """Measure the median entropy of every class over the step's images (sec. 3.3)."""
+        histogram = torch.zeros(self.num_old, NUM_BINS, dtype=torch.int64, device=looks.device)
+        for _, labels, old in looks:
+            histogram += entropy_histogram(labels, old.logits)
+        self.state["thresholds"] = median_thresholds(looks.sum(histogram), self.options.threshold)
+
+    def targets(self, labels: torch.Tensor, old: Output) -> Targets:
+        """Return pseudo-labels where the old model is sure (eq. 7), and the factors of the images."""
+        thresholds = self.state["thresholds"]
+        pseudo_labels = entropy_pseudo_labels(labels, old.logits, thresholds, IGNORE_INDEX)
+        if not self.options.adaptive_factor:
+            return self.make_targets(labels, pseudo_labels)
+        factors = adaptive_factor(labels, pseudo_labels, IGNORE_INDEX)
+        return self.make_targets(labels, pseudo_labels, weights=factors[:, None, None].expand(labels.shape))
+
+    def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
+        """Return cross-entropy, with image factors a mean over all pixels, and Local POD."""
+        weights = targets.own.get("weights")
+        over = "labelled" if weights is None else "pixels"
+        return {
+            "cross_entropy": self.cross_entropy(output.logits, targets.pseudo_labels, weights, over),
+            "local_pod": Term(self._local_pod(output, old), "images"),
+        }
+
+    def _local_pod(self, output: Output, old: Output) -> torch.Tensor:
+        """Return the sum over images of the mean over maps (stages, features, logits) of their weighted distances."""
+        options = self.options
+        pairs = zip(output.stages, old.stages, strict=True)
+        total = options.stage_weight * torch.stack([local_pod(new, kept)[0] for new, kept in pairs]).sum()
+        total = total + options.feature_weight * local_pod(output.features, old.features)[0]
+        joined = join_new_to_background(output.grid_logits, self.num_old)
+        total = total + options.logit_weight * local_pod(joined, old.grid_logits)[0]
+        num_classes = self.num_old + self.num_new
+        return math.sqrt(num_classes / self.num_new) * (total / (len(output.stages) + 2))

@@ -1,0 +1,29 @@
+"""trainer/run.py: when a run draws its pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trainer.run
+from tests.support.training import WORKER, tiny
+from trainer.plan import prepare
+from trainer.run import run
+
+STEPS = "task=[[ring], [disc], [star]]"
+
+
+@pytest.mark.parametrize(("seconds", "drawn_after"), [(60.0, [3]), (-1.0, [1, 2, 3])])
+def test_plots_and_report_follow_the_last_step_and_earlier_ones_now_and_then_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, drawn_after: list[int]
+) -> None:
+    drawn: dict[str, list[int]] = {"plots": [], "report": []}
+
+    def note_plots(_: Path, results: dict[str, Any]) -> None:
+        drawn["plots"].append(len(results["steps"]))
+
+    monkeypatch.setattr(trainer.run, "SECONDS_BETWEEN_PICTURES", seconds)
+    monkeypatch.setattr(trainer.run, "write_plots", note_plots)
+    monkeypatch.setattr(trainer.run, "draw_report", lambda *_: drawn["report"].append(drawn["plots"][-1]))
+    run(prepare(tiny(tmp_path, "run", STEPS), WORKER), WORKER)
+    assert drawn == {"plots": drawn_after, "report": drawn_after}

@@ -1,0 +1,66 @@
+"""utils/lock.py: one run in a folder at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import ROOT
+from utils.lock import RunLockedError, lock
+
+HOLD = """
+import sys
+from pathlib import Path
+from utils.files import SaveError, write_atomic
+from utils.lock import lock
+with lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdin=-1, stdout=-1, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    told = rf"run of this name is under way \(process {holder.pid} on "
+    with pytest.raises(RunLockedError, match=told), lock(tmp_path):
+        pass
+
+
+def test_the_lock_of_a_killed_run_is_stale(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    holder.kill()
+    holder.wait()
+    assert json.loads((tmp_path / ".lock").read_text())["pid"] == holder.pid
+    with lock(tmp_path):
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+    assert (tmp_path / ".lock").read_text() == ""
+
+
+def test_the_lock_of_another_machine_is_respected_and_an_ended_one_is_free(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text(
+        json.dumps({"host": "elsewhere", "pid": 1, "since": "2026-01-01 00:00:00"})
+    )
+    with (
+        pytest.raises(RunLockedError, match=r"process 1 on elsewhere since 2026.* delete .*\.lock"),
+        lock(tmp_path),
+    ):
+        pass
+    (tmp_path / ".lock").write_text("")
+    with lock(tmp_path):
+        pass

@@ -1,0 +1,88 @@
+"""One iteration of training on a random batch, and the parts of it that no implementation could do without."""
+
+from collections.abc import Sequence
+
+import torch
+
+from methods import method_of_step
+from tools.bench.inputs import random_labels
+from tools.bench.measure import Action, medians, peak_mib
+from tools.bench.setup import CPU, Setup
+from trainer.checkpoint import new_model
+from trainer.config import Config
+from trainer.inference import autocast
+from trainer.iteration import Learner, backward, wrap
+from trainer.network import Network, make_parts
+from trainer.optim import build_optimizer, freeze_batch_norm
+from trainer.step import move
+from utils.distributed import Worker
+
+
+class Iteration:
+    """One iteration of an incremental step on one random batch, and what it cannot do without.
+
+    num_classes: classes of each step, background counted in the first.
+    """
+
+    def __init__(self, config: Config, num_classes: Sequence[int], worker: Worker) -> None:
+        train, device = config.train, worker.device
+        torch.manual_seed(0)
+        self.config, self.worker = config, worker
+        num_old = sum(num_classes[:-1])
+        old_model = new_model(config, list(num_classes[:-1])).to(device).eval().requires_grad_(False)
+        model = new_model(config, list(num_classes)).to(device).train()
+        if train.freeze_bn:
+            freeze_batch_norm(model)
+        method = method_of_step(config.method, num_old, num_classes[-1])
+        method.modules = make_parts(method, config).to(device)
+        network = Network(model, method.modules)
+        if train.channels_last:
+            for module in (network, old_model):
+                module.to(memory_format=torch.channels_last)
+        self.old_model = old_model
+        self.learner = Learner(method, network, old_model if method.needs_old_model else None)
+        self.optimizer = build_optimizer(network, train, is_base_step=False)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train.amp == "fp16")
+        self.wrapped = wrap(network, config, worker)
+        shape = train.batch_size, train.crop_size, train.crop_size
+        images = torch.randint(0, 256, (shape[0], 3, *shape[1:]), dtype=torch.uint8)
+        labels = random_labels(shape, num_old, num_classes[-1], CPU).byte()
+        self.batch = move((images, labels), device, train.channels_last)
+        self.gradient = torch.randn(1, device=device)
+
+    def run(self) -> None:
+        """Both models, all terms, backward, update."""
+        backward(self.learner, self.wrapped, [self.batch], self.scaler, self.config, self.worker)
+        self._update()
+
+    def student(self) -> None:
+        """Forward, a backward pass of any gradient, update."""
+        with autocast(self.config.train.amp, self.worker.device):
+            logits = self.wrapped(self.batch[0]).at_image_size()
+        logits.backward(self.gradient.to(logits.dtype).expand_as(logits))
+        self._update()
+
+    def old(self) -> None:
+        """The old model's look, which it also has where the method does not ask for it."""
+        with torch.inference_mode(), autocast(self.config.train.amp, self.worker.device):
+            self.old_model(self.batch[0])
+
+    def _update(self) -> None:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def time_iteration(
+    setup: Setup, config: Config, num_classes: Sequence[int], repetitions: int, with_floor: bool
+) -> tuple[dict[str, float], float | None]:
+    """Median seconds of an iteration (and of its parts), and its peak memory in MiB."""
+    iteration = Iteration(config, num_classes, setup.worker)
+    actions: dict[str, Action] = {"ours": iteration.run}
+    if with_floor:
+        actions |= {"student": iteration.student, "old": iteration.old}
+    return medians(actions, repetitions, setup.device), peak_mib(iteration.run, setup.device)
+
+
+def describe_model(config: Config) -> str:
+    return f"{config.model.name} {config.model.backbone}"

@@ -1,0 +1,74 @@
+"""Runs as tables over many of them see them: results, and every field that runs can be grouped by."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils.config.fields import flatten
+from utils.config.read import read_yaml
+
+SCORES = {"miou_all": "all", "miou_old": "old", "miou_new": "new", "hiou": "hIoU"}
+COLUMNS = {
+    **SCORES,
+    "forgetting": "forgetting",
+    **{f"without_background.{score}": f"{name} w/o bg" for score, name in SCORES.items()},
+}
+"""Score of a run's last step → its heading; without 'w/o bg' background counts in all and old."""
+SCALARS = ("method", "task", "setting", "dataset", "seed")
+"""What results.json says of the run as a whole; it wins over a field of the config."""
+
+
+class Run(NamedTuple):
+    """A run's place (a folder, or 'TABLE:NAME'), its results.json, and every field that runs can be grouped by."""
+
+    source: str
+    results: Mapping[str, Any]
+    fields: dict[str, Any]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its last step has learned every class of the task."""
+        steps = self.results["steps"]
+        return bool(steps) and len(steps[-1]["per_class_iou"]) == len(self.results["class_names"])
+
+    def field(self, name: str, option: str) -> str:
+        """Return a field as text; raises ValueError naming the option of the command line that asks for it."""
+        if name not in self.fields:
+            raise ValueError(
+                f"{option} {name}: {self.source} has no such field; take {', '.join(SCALARS)} or a field of its config"
+            )
+        return str(self.fields[name])
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's config and results, if it has any yet; raises ValueError or OSError naming the file."""
+    config = read_yaml(folder / "config.yaml")
+    path = folder / "results.json"
+    if not path.is_file():
+        return Run(str(folder), {"steps": [], "class_names": []}, dict(flatten(config)))
+    try:
+        return make_run(str(folder), dict(flatten(config)), json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
+
+
+def make_run(source: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> Run:
+    """Return the run of a flat config and its results; raises ValueError, KeyError or TypeError for anything else."""
+    scalars = {name: results[name] for name in SCALARS}
+    for step in results["steps"]:
+        len(step["per_class_iou"])
+        for score in COLUMNS:
+            score_of(step, score)
+    len(results["class_names"])
+    variant = config.get("variant") or results["method"]
+    options = {name: value for name, value in config.items() if name != "method.name"}
+    return Run(source, results, options | scalars | {"variant": variant})
+
+
+def score_of(step: Mapping[str, Any], score: str) -> float | None:
+    """Return a score of a step's entry by its dotted name."""
+    value: Any = step
+    for name in score.split("."):
+        value = value[name]
+    return value if value is None else float(value)

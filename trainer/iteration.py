@@ -1,0 +1,111 @@
+"""One update of a step: the gradient of a global batch, however it is cut into ranks and micro-batches."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from methods import Method, Output, Targets, means
+from methods.base import stack_counts
+from models import SegmentationModel, SegOutput
+from trainer.config import Config
+from trainer.inference import autocast
+from trainer.network import Network
+from utils.distributed import Worker
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What learns in a step: the method, the network that it trains, and the frozen model of the step before.
+
+    old_model: None where the method does not look at it.
+    """
+
+    method: Method
+    network: Network
+    old_model: SegmentationModel | None
+
+    @property
+    def model(self) -> SegmentationModel:
+        """The network without the method's own modules."""
+        return self.network.model
+
+
+def backward(
+    learner: Learner,
+    wrapped: nn.Module,
+    batches: list[tuple[Tensor, Tensor]],
+    scaler: torch.amp.GradScaler,
+    config: Config,
+    worker: Worker,
+) -> dict[str, Tensor]:
+    """Leave the gradient of the global batch in the network; return this rank's share of every term.
+
+    wrapped: the network as `wrap` returns it. batches: this rank's micro-batches of images (B,3,H,W) and labels
+    (B,H,W). Means run over all ranks and micro-batches, so their counts come first; old outputs wait for them.
+    """
+    method, amp = learner.method, config.train.amp
+    old_outputs, targets = [], []
+    for images, labels in batches:
+        old = look(learner, images, amp)
+        targets.append(method.targets(labels, cast(Output, old)))
+        # Full-size logits of all micro-batches would take the memory that accumulation saves.
+        old_outputs.append(old if old is None or len(batches) == 1 else old._replace(logits=None))
+    counts = add_up(targets, worker)
+    totals: dict[str, Tensor] = {}
+    for index, (images, _) in enumerate(batches):
+        with gradients_travel(wrapped, with_last=index == len(batches) - 1):
+            with autocast(amp, worker.device):
+                output = wrapped(images, with_stages=method.needs_stages)
+            old = complete(learner, old_outputs[index], images.shape[2:])
+            terms = means(method.terms(cast(Output, output), cast(Output, old), targets[index]), counts)
+            loss = torch.stack(list(terms.values())).sum()
+            # DistributedDataParallel averages over ranks what has to be added up.
+            scaler.scale(loss * worker.world_size).backward()
+        for name, term in terms.items():
+            totals[name] = totals.get(name, 0) + term.detach()
+    return totals
+
+
+@torch.no_grad()
+def look(learner: Learner, images: Tensor, amp: str) -> SegOutput | None:
+    """Return what the old model says of images, None where the method does not ask it."""
+    if learner.old_model is None:
+        return None
+    with autocast(amp, images.device):
+        output: SegOutput = learner.old_model(images, with_stages=learner.method.needs_stages)
+    return output
+
+
+def complete(learner: Learner, old: SegOutput | None, size: torch.Size) -> SegOutput | None:
+    """Return an old output with its logits at image size, which accumulation leaves out in between."""
+    if old is None or old.logits is not None:
+        return old
+    assert learner.old_model is not None
+    return old._replace(logits=learner.old_model.to_image_size(old.grid_logits, size))
+
+
+def add_up(targets: list[Targets], worker: Worker) -> dict[str, Tensor]:
+    """Return the counts of all micro-batches and ranks added up, float64 scalars by name."""
+    return dict(zip(targets[0].counts, worker.sum(stack_counts(targets)), strict=True))
+
+
+def gradients_travel(wrapped: nn.Module, with_last: bool) -> "nullcontext[None]":
+    """Let gradients travel between ranks once an iteration, with the last micro-batch."""
+    if isinstance(wrapped, DistributedDataParallel) and not with_last:
+        return cast("nullcontext[None]", wrapped.no_sync())
+    return nullcontext()
+
+
+def wrap(network: Network, config: Config, worker: Worker) -> nn.Module:
+    """Return the network as the loop calls it: gradient synchronisation, compilation."""
+    if config.train.compile:
+        # Before the wrapper, whose own hooks do not compile.
+        network.model.compile()
+    if worker.world_size == 1:
+        return network
+    devices = [worker.device] if worker.device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices)

@@ -1,0 +1,170 @@
+"""Learning one step: from the checkpoint of the step before to the checkpoint of this one."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets.incremental import StepDataset, training_table
+from datasets.tasks import IGNORE_INDEX, Step
+from datasets.transforms import TrainTransform
+from methods import Method, method_of_step
+from models import SegmentationModel
+from models.backbone import convert_to_sync_batch_norm
+from trainer.best_weights import best_weights
+from trainer.checkpoint import (
+    checkpoint_path,
+    load_checkpoint,
+    restore_method,
+    restore_model,
+    save,
+    save_checkpoint,
+)
+from trainer.checks import uses_sync_batch_norm
+from trainer.config import TrainConfig
+from trainer.iteration import Learner
+from trainer.looks import StepLooks
+from trainer.network import Network, make_parts
+from trainer.plan import Plan
+from trainer.progress import MidStepSaves, clear_progress
+from trainer.session import Session
+from trainer.step import train_step
+from utils.distributed import seed_everything
+from utils.files import write_atomic
+
+
+def learn(session: Session, step: Step) -> None:
+    """Train one step and save its checkpoint; nothing where that is there already."""
+    config, plan, worker, run_dir = session.config, session.plan, session.worker, session.run_dir
+    path = checkpoint_path(run_dir, step.index)
+    if worker.main_only(path.exists):
+        return
+    if step.index == 0 and config.init_from is not None:
+        worker.main_only(lambda: take_over(session, path))
+        return
+    name_images(session, step)
+    seed_everything(config.seed, step.index)
+    learner = start_step(session, step)
+    method, model = learner.method, learner.model
+    dataset = step_dataset(plan, step, model)
+    saves = MidStepSaves(session, step)
+    if saves.num_done == 0:
+        method.begin_step(model, StepLooks(dataset, learner.old_model, config, worker))
+    best = best_weights(session, step)
+    with session.interruption.deferred():
+        seconds = train_step(session, step, learner, dataset, saves, best)
+        chosen: dict[str, Any] = {"by": config.checkpoint}
+        if best is not None:
+            learner.network.load_state_dict(best.state)
+            chosen |= {"epoch": best.epoch, "score": best.best}
+        method.end_step(model, learner.old_model)
+        description = describe_checkpoint(plan, step, model.num_classes)
+        description |= {"chosen": chosen, "num_train_images": len(dataset), "seconds": seconds}
+        description |= {"parts": method.modules.state_dict(), "method_state": method.state}
+        worker.main_only(lambda: save_checkpoint(path, model, **description))
+        worker.main_only(lambda: clear_progress(run_dir, step.index))
+
+
+def name_images(session: Session, step: Step) -> None:
+    """Say how many images the step learns from, and write their ids into the run's folder."""
+    plan, log = session.plan, session.log
+    image_ids = plan.image_ids[step.index]
+    log.info(f"step {step.index}: {', '.join(plan.task.new_class_names(step))}; {len(image_ids)} images")
+    if session.config.memory.size and step.index > 0:
+        num_kept, size = len(plan.memory_ids[step.index]), session.config.memory.size
+        log.info(f"memory: {num_kept} of these images, of at most {size}, are of earlier steps")
+    lists = {
+        "train_images": image_ids,
+        "memory": plan.memory_ids[step.index],
+        "holdout_images": plan.holdout_ids[step.index],
+    }
+    for folder, ids in lists.items():
+        if ids and session.worker.is_main:
+            text = "".join(f"{image_id}\n" for image_id in ids)
+            write_atomic(session.run_dir / folder / f"step_{step.index}.txt", text)
+
+
+def start_step(session: Session, step: Step) -> Learner:
+    """Return what learns in a step: new at step 0, else from the last checkpoint, with the step's classes added."""
+    config, worker = session.config, session.worker
+    method = method_of_step(config.method, step.num_old, step.num_new)
+    old_model = None
+    if step.index == 0:
+        network = session.plan.base_network
+        assert network is not None
+        network.to(worker.device)
+        method.modules = network.parts
+    else:
+        checkpoint = load_checkpoint(checkpoint_path(session.run_dir, step.index - 1))
+        model = restore_model(config, checkpoint, worker.device)
+        method.modules = make_parts(method, config)
+        restore_method(method, checkpoint, worker.device)
+        network = Network(model, method.modules)
+        method.add_classes(model, step.num_new)
+        if method.needs_old_model:
+            old_model = restore_model(config, checkpoint, worker.device).eval().requires_grad_(False)
+    method.model = network.model
+    learns_statistics = step.index == 0 or not config.train.freeze_bn
+    if learns_statistics and uses_sync_batch_norm(config, worker):
+        convert_to_sync_batch_norm(network)
+    return Learner(method, network, old_model)
+
+
+def step_dataset(plan: Plan, step: Step, model: SegmentationModel) -> StepDataset:
+    """Return the step's images, augmented, with the labels that the step may see."""
+    config = plan.config
+    return StepDataset(
+        plan.train,
+        plan.image_ids[step.index],
+        training_table(plan.task, step, config.data.train_on),
+        train_transform(config.train, model),
+        config.seed,
+        step.index,
+        plan.memory_ids[step.index],
+        training_table(plan.task, step, config.memory.labels),
+    )
+
+
+def train_transform(train: TrainConfig, model: SegmentationModel) -> TrainTransform:
+    """Return the augmentation of a step's images."""
+    fill = tuple(model.pixel_mean.flatten().tolist())
+    pad_label = 0 if train.pad_label == "background" else IGNORE_INDEX
+    return TrainTransform(train.crop_size, train.min_scale, train.max_scale, fill, pad_label)
+
+
+def take_over(session: Session, path: Path) -> None:
+    """Make the checkpoint that `init_from` names this run's step 0."""
+    config, plan = session.config, session.plan
+    step = plan.task.steps[0]
+    assert config.init_from is not None
+    base = load_checkpoint(config.init_from)
+    names = ", ".join(plan.task.new_class_names(step))
+    session.log.info(f"step 0: {names}; taken from {config.init_from}")
+    method = method_of_step(config.method, 0, step.num_new)
+    method.modules = make_parts(method, config)
+    carried = carried_over(method, base)
+    if method.modules and not carried["parts"]:
+        session.log.info(
+            f"method {config.method.name}: the base step was trained without its modules "
+            f"({', '.join(method.modules)}); they start at step 1"
+        )
+    told = {name: base[name] for name in ("chosen", "num_train_images", "seconds")}
+    save(
+        path,
+        {"model": base["model"], **carried, **describe_checkpoint(plan, step, base["num_classes"]), **told},
+    )
+
+
+def carried_over(method: Method, base: dict[str, Any]) -> dict[str, Any]:
+    """Return what a base step's checkpoint holds for a method: its modules and tensors if they are the method's own."""
+    fits = base["parts"].keys() == method.modules.state_dict().keys()
+    return {name: base[name] if fits else {} for name in ("parts", "method_state")}
+
+
+def describe_checkpoint(plan: Plan, step: Step, num_classes: list[int]) -> dict[str, Any]:
+    """Return what makes the weights after a step readable on their own."""
+    return {
+        "step": step.index,
+        "num_classes": num_classes,
+        "class_names": list(plan.task.class_names[: step.num_classes]),
+        "palette": [list(plan.train.palette[i]) for i in plan.task.class_ids[: step.num_classes]],
+        "config": plan.config.model_dump(mode="json"),
+    }

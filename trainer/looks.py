@@ -1,0 +1,63 @@
+"""The images of a step as the old model sees them, before the step trains."""
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datasets.incremental import StepDataset
+from methods import Output
+from models import SegmentationModel
+from trainer.config import Config
+from trainer.inference import autocast
+from utils.distributed import Worker
+from utils.signals import leave_signals_to_parent
+
+
+class StepLooks:
+    """A rank's share of a step's images as its first epoch shows them, with what the old model says of them.
+
+    An image that cannot be read is replaced, as in training, which tells of it.
+    """
+
+    def __init__(
+        self, dataset: StepDataset, old_model: SegmentationModel | None, config: Config, worker: Worker
+    ) -> None:
+        self.dataset = dataset
+        self.old_model = old_model
+        self.config = config
+        self.worker = worker
+
+    @property
+    def device(self) -> torch.device:
+        """Where images, labels and outputs are."""
+        return self.worker.device
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Return x added up over all ranks."""
+        return self.worker.sum(x)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Output]]:
+        """Yield images (B,3,H,W), labels (B,H,W) int64 and the old model's output, without gradient."""
+        assert self.old_model is not None, "the method says that it needs no old model"
+        for images, labels in self._batches():
+            with torch.no_grad(), autocast(self.config.train.amp, self.device):
+                old = self.old_model(images)
+            yield images, labels, cast(Output, old)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        train, worker = self.config.train, self.worker
+        keys = [(0, index) for index in range(worker.rank, len(self.dataset), worker.world_size)]
+        size = max(1, train.batch_size // (worker.world_size * train.accumulate))
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=[keys[start : start + size] for start in range(0, len(keys), size)],
+            num_workers=self.config.data.num_workers,
+            worker_init_fn=leave_signals_to_parent,
+            # A loader draws a seed for its workers; the training that follows must not notice.
+            generator=torch.Generator(),
+        )
+        for images, labels, _ in loader:
+            yield images.to(self.device), labels.long().to(self.device)

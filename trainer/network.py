@@ -1,0 +1,33 @@
+"""What a step trains: the model and, beside it, the method's own modules."""
+
+from typing import Any
+
+from torch import nn
+
+from methods import Method, method_of_step
+from models import SegmentationModel, SegOutput
+from trainer.config import Config
+
+
+class Network(nn.Module):
+    """A model and a method's `parts`, trained, wrapped and saved together; called as the model is."""
+
+    def __init__(self, model: SegmentationModel, parts: nn.ModuleDict) -> None:
+        super().__init__()
+        self.model = model
+        self.parts = parts
+
+    def forward(self, *args: Any, **options: Any) -> SegOutput:
+        output: SegOutput = self.model(*args, **options)
+        return output
+
+
+def make_parts(method: Method, config: Config) -> nn.ModuleDict:
+    """Return the method's own modules, as they start."""
+    return nn.ModuleDict(method.parts(config.model.channels))
+
+
+def new_network(config: Config, model: SegmentationModel) -> Network:
+    """Return the network of a base step that trains `model`."""
+    method = method_of_step(config.method, 0, sum(model.num_classes))
+    return Network(model, make_parts(method, config))

@@ -96,17 +96,25 @@ class Method:
     `terms`, and `end_step`. This class is fine-tuning: cross-entropy on the labels as given. It also trains the base
     step of every method that names no other class in `base_step`.
 
+    `begin_step` runs once a step: when a step is resumed, `state`, model and `modules` come from the mid-step save.
+
     options: the method's section of the config. num_old: classes before the step, background among them; 0 in the base
     step. num_new: classes that the step adds. state: plain tensors that the method carries through a step and from
-    step to step; they are part of every save. modules: what `parts` has made. parts_are_trained: whether an earlier
-    step has trained them. model: the network that trains, for terms that ask it for more than its output of the batch.
+    step to step; they are part of every save, and of the weights that `checkpoint: best_…` chooses. All ranks must hold
+    the same: the main one's are saved. modules: what `parts` has made, on the step's device. parts_are_trained: whether
+    an earlier step has trained them. model: the network that trains, for terms that ask it for more than its output of
+    the batch.
     """
 
     class Options(NamedSection):
         """Fields of the method in the config."""
 
     base_step: ClassVar[type["Method"]]
-    """What trains the base step of this method. Methods of equal `scores` can share base steps."""
+    """The class that trains the base step of this method. Methods of equal ones share base steps in sweeps, but for
+    fields of the config that are among its `Options`."""
+    same_network_as: ClassVar[type["Method"] | None] = None
+    """For a class that trains base steps: another one whose base step ends with the same network, bit for bit. This one
+    may add modules and state, which a run that starts from the other's base step does not find. None: there is none."""
     scores: ClassVar[Literal["softmax", "sigmoid"]] = "softmax"
     """What the model's logits are read as."""
     needs_stages: ClassVar[bool] = False
@@ -142,18 +150,27 @@ class Method:
         model.grow(num_new)
 
     def begin_step(self, model: SegmentationModel, looks: Looks) -> None:
-        """Measure or fit what the step needs to know of its images, into `state`, or prepare the model."""
+        """Measure or fit what the step needs to know of its images, into `state`, or prepare the model.
+
+        model: the network that will train. A loop over `looks` asks the old model, so `needs_old_model` must hold.
+        """
 
     def targets(self, labels: Tensor, old: Output) -> Targets:
-        """Return what is asked of a batch. labels: (B,H,W) int64; old: the old model's output, if it is needed."""
+        """Return what is asked of a batch.
+
+        labels: (B,H,W) int64; old: the old model's output without gradient, None unless `needs_old_model` holds.
+        """
         return self.make_targets(labels)
 
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
-        """Return the terms of the loss by name, for a batch of which `targets` has asked."""
+        """Return the terms of the loss by name, for a batch of which `targets` has asked; old: as there."""
         return {"cross_entropy": self.cross_entropy(output.logits, targets.pseudo_labels)}
 
     def end_step(self, model: SegmentationModel, old_model: SegmentationModel | None) -> None:
-        """Change the trained weights before they are saved, or note in `state` what later steps need."""
+        """Change the trained weights before they are saved, or note in `state` what later steps need.
+
+        old_model: None unless `needs_old_model` holds.
+        """
 
     def make_targets(
         self,

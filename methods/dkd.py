@@ -1,4 +1,4 @@
-"""Decomposed Knowledge Distillation (DKD, arXiv 2210.05941): what speaks for and against a class is kept."""
+"""Decomposed Knowledge Distillation (DKD, arXiv 2210.05941): both parts of a logit are kept, not their sum alone."""
 
 from typing import Any
 
@@ -23,14 +23,11 @@ class DKDBase(SigmoidMethod):
     """
 
     class Options(NamedSection):
-        output_weight: float = Field(5.0, ge=0)
-        """Factor of the output distillation, a mean over pixels of sums over old classes."""
-        decomposed_weight: float = Field(5.0, ge=0)
-        """Factor of the decomposed distillation, a mean over cells of sums over old classes."""
         auxiliary_weight: float = Field(1.0, ge=0)
         """Factor of what the auxiliary classifier learns; no other parameter learns from it."""
 
     options: Options
+    same_network_as = SigmoidMethod
 
     @classmethod
     def check(cls, config: Any) -> list[str]:
@@ -60,6 +57,13 @@ class DKDBase(SigmoidMethod):
 class DKD(DKDBase):
     """Binary cross-entropy of the new classes, distillation of the old ones' scores and of their two parts."""
 
+    class Options(DKDBase.Options):
+        output_weight: float = Field(5.0, ge=0)
+        """Factor of the output distillation, a mean over pixels of sums over old classes."""
+        decomposed_weight: float = Field(5.0, ge=0)
+        """Factor of the decomposed distillation, a mean over cells of sums over old classes."""
+
+    options: Options
     base_step = DKDBase
     needs_old_model = True
 

@@ -6,7 +6,7 @@ configs/ablation/ hold examples. Without a file, the environment says what to ru
 
 Runs whose base steps would be the same share one: the first of them trains it, the others start from its checkpoint
 (`init_from`). Which are the same follows from their configs (`trainer.config.INCREMENTAL_ONLY`) and from what their
-methods declare (scores, modules of their own); the seed may differ unless BASE=seed. Finished runs are passed over,
+methods declare (`base_step`, `same_network_as`); the seed may differ unless BASE=seed. Finished runs are passed over,
 runs that were interrupted go on; those that fail are listed at the end, and the exit code is 1.
 """
 
@@ -21,15 +21,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from methods import METHODS, method_of_step
 from tools.summary.runs import read_run
-from trainer.config import INCREMENTAL_ONLY, MAY_DIFFER, Config, differing_fields, load_config, with_defaults
+from tools.sweeping.base_steps import PlannedRun, as_arguments, share_base_steps
+from trainer.config import differing_fields, load_config, with_defaults
 from utils.arguments import new_parser
-from utils.config.fields import flatten, is_below
 from utils.config.read import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,13 +55,6 @@ class Group(BaseModel):
     variants: dict[str, list[str]] | str | None = None
     seeds: list[int] | None = None
     overrides: list[str] = Field([], alias="set")
-
-
-class Run(NamedTuple):
-    """One run: its resolved config, and the arguments of main.py that make it."""
-
-    config: Config
-    arguments: list[str]
 
 
 def read_sweep(path: Path) -> list[Group]:
@@ -107,7 +99,7 @@ def read_environment(environment: Mapping[str, str]) -> list[Group]:
     ]
 
 
-def expand(groups: Sequence[Group], environment: Mapping[str, str]) -> list[Run]:
+def expand(groups: Sequence[Group], environment: Mapping[str, str]) -> list[PlannedRun]:
     """Return the runs of all groups, one that trains a shared base step before those that start from it.
 
     Raises FileNotFoundError or ValueError naming every run whose config is wrong.
@@ -116,7 +108,7 @@ def expand(groups: Sequence[Group], environment: Mapping[str, str]) -> list[Run]
     for group in groups:
         for name, arguments in combinations(group, environment):
             try:
-                runs.append(make_run(group.config, name, arguments))
+                runs.append(plan_run(group.config, name, arguments))
             except ValueError as error:
                 problems += [f"{name}: {line}" for line in str(error).splitlines()]
     names = [run.config.log for run in runs]
@@ -158,94 +150,17 @@ def combinations(group: Group, environment: Mapping[str, str]) -> Iterator[tuple
         yield name + environment.get("SUFFIX", ""), [*as_arguments(overrides), *common]
 
 
-def as_arguments(overrides: Sequence[str]) -> list[str]:
-    """Return the arguments of main.py that set fields of the config."""
-    return [argument for override in overrides for argument in ("--set", override)]
-
-
-def make_run(config: str, name: str, arguments: list[str]) -> Run:
+def plan_run(config: str, name: str, arguments: list[str]) -> PlannedRun:
     """Return a run with its resolved config; raises FileNotFoundError or ValueError."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--set", action="append", default=[])
     overrides = parser.parse_known_args(arguments)[0].set
-    return Run(
+    return PlannedRun(
         load_config(ROOT / config, overrides, log=name), ["--config", config, "--log", name, *arguments]
     )
 
 
-def share_base_steps(runs: Sequence[Run], by_seed: bool) -> list[Run]:
-    """Let runs whose base steps would be the same start from that of one of them, which comes before them.
-
-    It is the first, but where the methods of some have modules of their own in the base step one of those, so that the
-    base step has trained them. Runs that lie on the disk already keep the base step that they have, and the others take
-    theirs.
-    """
-    ordered = []
-    for members in group_by_base_step(runs, by_seed):
-        begun = {run.config.log: base for run in members if (base := begun_from(run.config)) is not None}
-        candidates = [run for run in members if run.config.log in begun] or members
-        first = max(candidates, key=lambda run: bool(base_modules(run.config)))
-        shared = begun.get(first.config.log, own_base(first.config))
-        for run in (first, *(run for run in members if run is not first)):
-            base = begun.get(run.config.log, shared)
-            if run.config.init_from is None and base != own_base(run.config):
-                config = run.config.model_copy(update={"init_from": base})
-                run = Run(config, [*run.arguments, *as_arguments([f"init_from={base}"])])
-            ordered.append(run)
-    return ordered
-
-
-def group_by_base_step(runs: Sequence[Run], by_seed: bool) -> list[list[Run]]:
-    """Return the runs in groups of equal base steps.
-
-    Modules of a method beside the network leave the network as it is: runs without any join those with the first ones.
-    """
-    groups: dict[str, dict[frozenset[str], list[Run]]] = {}
-    for run in runs:
-        groups.setdefault(base_step(run.config, by_seed), {}).setdefault(base_modules(run.config), []).append(
-            run
-        )
-    ordered = []
-    for by_modules in groups.values():
-        without = by_modules.pop(frozenset(), [])
-        first, *others = by_modules.values() or [[]]
-        joined = {run.config.log for run in [*without, *first]}
-        ordered += [[run for run in runs if run.config.log in joined], *others]
-    return ordered
-
-
-def base_modules(config: Config) -> frozenset[str]:
-    """Return the names of the modules that a run's method trains beside the network in the base step."""
-    return frozenset(method_of_step(config.method, num_old=0, num_new=1).parts(config.model.channels))
-
-
-def own_base(config: Config) -> Path:
-    """Return the checkpoint of a run's own base step."""
-    return config.run_dir / "checkpoints" / "step_0.pth"
-
-
-def begun_from(config: Config) -> Path | None:
-    """Return the checkpoint that a run on the disk takes its base step from, its own perhaps; None if it is not there.
-
-    Raises ValueError or OSError naming a config.yaml that cannot be read.
-    """
-    path = config.run_dir / "config.yaml"
-    if not path.is_file():
-        return None
-    base = read_yaml(path).get("init_from")
-    return Path(base) if base else own_base(config)
-
-
-def base_step(config: Config, by_seed: bool) -> str:
-    """Return what decides over the network's weights after a run's base step."""
-    values = config.model_dump(mode="json")
-    left_out = (*MAY_DIFFER, *INCREMENTAL_ONLY, *(() if by_seed else ("seed",)))
-    kept = {field: value for field, value in flatten(values) if not is_below(field, left_out)}
-    kept |= {"scores": METHODS[config.method.name].scores, "init_from": values["init_from"]}
-    return json.dumps(kept, sort_keys=True)
-
-
-def is_finished(run: Run) -> bool:
+def is_finished(run: PlannedRun) -> bool:
     """Whether a run has learned its whole task; raises ValueError where its folder holds another or a damaged run."""
     if not (run.config.run_dir / "config.yaml").is_file():
         return False
@@ -298,7 +213,7 @@ def launcher(environment: Mapping[str, str]) -> list[str]:
     return [python, "-m", "torch.distributed.run", *options, "main.py"]
 
 
-def sweep(runs: Sequence[Run], environment: Mapping[str, str], dry_run: bool) -> list[str]:
+def sweep(runs: Sequence[PlannedRun], environment: Mapping[str, str], dry_run: bool) -> list[str]:
     """Start every run that has not finished, or print its command, and return the names of those that failed."""
     start, failed = None, []
     for index, run in enumerate(runs, 1):

@@ -1,43 +1,62 @@
 """The weights of the epoch that scores best, where a step does not simply end with the last."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from datasets.tasks import Step
 from models import SegmentationModel
-from trainer.network import Network
+from trainer.iteration import Learner
 from trainer.session import Session
 from trainer.validation import score_on_holdout, validate
 from utils.metrics import mean_iou
 
 
 class BestWeights:
-    """The weights of the epoch with the highest score so far, the earliest of equal ones; kept on the CPU."""
+    """The weights of the epoch with the highest score so far, the earliest of equal ones; kept on the CPU.
+
+    The method's state of that epoch goes with them.
+    """
 
     def __init__(self, score: Callable[[SegmentationModel], float | None]) -> None:
         self.score = score
         self.best = -math.inf
         self.epoch = -1
-        self.state: dict[str, Any] = {}
+        self.network: dict[str, Tensor] = {}
+        self.method_state: dict[str, Tensor] = {}
 
-    def consider(self, network: Network, epoch: int) -> float | None:
-        """Score the model after an epoch, keep the network's weights if they are the best, and return the score."""
-        score = self.score(network.model)
-        if not self.state or (score is not None and score > self.best):
+    def consider(self, learner: Learner, epoch: int) -> float | None:
+        """Score the model after an epoch, keep its weights if they are the best, and return the score."""
+        score = self.score(learner.model)
+        if self.epoch < 0 or (score is not None and score > self.best):
             self.best = -math.inf if score is None else score
             self.epoch = epoch
-            # A copy even where the model is on the CPU already: its weights go on changing.
-            self.state = {name: x.detach().to("cpu", copy=True) for name, x in network.state_dict().items()}
+            self.network = _copy(learner.network.state_dict())
+            self.method_state = _copy(learner.method.state)
         return score
 
+    def restore(self, learner: Learner) -> None:
+        """Put the best weights into the network, and the state that goes with them into the method."""
+        learner.network.load_state_dict(self.network)
+        device = learner.model.pixel_mean.device
+        learner.method.state = {name: x.to(device) for name, x in self.method_state.items()}
+
     def state_dict(self) -> dict[str, Any]:
-        """The best so far, as plain values and tensors."""
-        return {"best": self.best, "epoch": self.epoch, "state": self.state}
+        """Return the best so far, as plain values and tensors."""
+        names = ("best", "epoch", "network", "method_state")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
-        self.best, self.epoch, self.state = state["best"], state["epoch"], state["state"]
+        """Replace the best so far by what `state_dict` returned."""
+        self.best, self.epoch = state["best"], state["epoch"]
+        self.network, self.method_state = state["network"], state["method_state"]
+
+
+def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies on the CPU, of tensors that are there already, too: those go on changing."""
+    return {name: x.detach().to("cpu", copy=True) for name, x in tensors.items()}
 
 
 def best_weights(session: Session, step: Step) -> BestWeights | None:

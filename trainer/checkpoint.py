@@ -1,4 +1,4 @@
-"""A finished step on disk: the model's weights and what describes them; and what every saved file has."""
+"""A finished step on disk: weights of model and method, the method's state, a description; and how files are saved."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 from methods import Method
 from models import SegmentationModel, build_model
 
-# Reading is the models' own, so that a model needs no trainer; this is the trainer's place of both.
+# Reading belongs to models/, which needs no trainer; the trainer takes reading and writing from here.
 from models.saved import digest as digest
 from models.saved import load_checkpoint as load_checkpoint
 from models.saved import load_saved as load_saved
@@ -75,10 +75,9 @@ def restore_model(
 
 
 def restore_method(method: Method, checkpoint: dict[str, Any], device: torch.device) -> None:
-    """Give a method what it carried to the end of the step that a checkpoint is of.
+    """Give a method the state and the weights of its modules that a checkpoint holds.
 
-    A step before which no step had the method's modules finds them as they start. Raises ValueError where weights do
-    not fit.
+    Where no step so far had the method's modules, they stay as they are. Raises ValueError where weights do not fit.
     """
     method.state = {name: value.to(device) for name, value in checkpoint["method_state"].items()}
     method.parts_are_trained = bool(checkpoint["parts"])
@@ -87,5 +86,7 @@ def restore_method(method: Method, checkpoint: dict[str, Any], device: torch.dev
             method.modules.load_state_dict(checkpoint["parts"])
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"the checkpoint's modules of another method do not fit: {reason}") from error
+            raise ValueError(
+                f"the checkpoint of step {checkpoint['step']} does not fit the modules of the method: {reason}"
+            ) from error
     method.modules.to(device)

@@ -42,8 +42,8 @@ MAY_DIFFER = (
     "distributed",
     "logging",
 )
-"""Fields (or sections) that cannot change a result: a run may be continued with other values. What becomes of files
-that cannot be read is among them, so that a run which met one can go on."""
+"""Fields (or sections) that cannot change a result: a run may be continued with other values. `data.on_error` is among
+them, so that a run that ended at an unreadable file can go on."""
 
 INCREMENTAL_ONLY = (
     "method",
@@ -56,8 +56,8 @@ INCREMENTAL_ONLY = (
     "train.freeze_bn",
     "train.freeze_extractor",
 )
-"""Fields (or sections) that do not reach the weights of the base step. What a method asks of it follows from its
-`scores` and from the `parts` of its base step."""
+"""Fields (or sections) that do not reach the weights of the base step. What a method does to them follows from its
+`base_step`."""
 
 
 class TrainConfig(Section):

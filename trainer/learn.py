@@ -6,7 +6,7 @@ from typing import Any
 from datasets.incremental import StepDataset, training_table
 from datasets.tasks import IGNORE_INDEX, Step
 from datasets.transforms import TrainTransform
-from methods import Method, method_of_step
+from methods import METHODS, Method, method_of_step
 from models import SegmentationModel
 from models.backbone import convert_to_sync_batch_norm
 from trainer.best_weights import best_weights
@@ -53,7 +53,7 @@ def learn(session: Session, step: Step) -> None:
         seconds = train_step(session, step, learner, dataset, saves, best)
         chosen: dict[str, Any] = {"by": config.checkpoint}
         if best is not None:
-            learner.network.load_state_dict(best.state)
+            best.restore(learner)
             chosen |= {"epoch": best.epoch, "score": best.best}
         method.end_step(model, learner.old_model)
         description = describe_checkpoint(plan, step, model.num_classes)
@@ -154,9 +154,9 @@ def take_over(session: Session, path: Path) -> None:
 
 
 def carried_over(method: Method, base: dict[str, Any]) -> dict[str, Any]:
-    """Return what a base step's checkpoint holds for a method: its modules and tensors if they are the method's own."""
-    fits = base["parts"].keys() == method.modules.state_dict().keys()
-    return {name: base[name] if fits else {} for name in ("parts", "method_state")}
+    """Return the modules and the state in a base step's checkpoint; none where another class trained that base step."""
+    trained_by = METHODS[base["config"]["method"]["name"]].base_step
+    return {name: base[name] if type(method) is trained_by else {} for name in ("parts", "method_state")}
 
 
 def describe_checkpoint(plan: Plan, step: Step, num_classes: list[int]) -> dict[str, Any]:

@@ -28,19 +28,19 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any, /) -> Any: ...
 
 
-def capture(parts: Mapping[str, Stateful], num_done: int, worker: Worker) -> dict[str, Any]:
+def capture(changing: Mapping[str, Stateful], num_done: int, worker: Worker) -> dict[str, Any]:
     """Return the state of a step after `num_done` of its iterations, the same in all ranks; all of them call it."""
     return {
         "num_done": num_done,
-        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "changing": {name: item.state_dict() for name, item in changing.items()},
         "random": worker.gather(random_state(worker)),
     }
 
 
-def restore(parts: Mapping[str, Stateful], state: dict[str, Any], worker: Worker) -> None:
-    """Put every part where `capture` found it."""
-    for name, part in parts.items():
-        part.load_state_dict(state["parts"][name])
+def restore(changing: Mapping[str, Stateful], state: dict[str, Any], worker: Worker) -> None:
+    """Put everything where `capture` found it."""
+    for name, item in changing.items():
+        item.load_state_dict(state["changing"][name])
     # With another number of ranks than before a run goes on, if not bit for bit.
     set_random_state(state["random"][min(worker.rank, len(state["random"]) - 1)], worker)
 
@@ -88,18 +88,18 @@ def clear_progress(run_dir: Path, step: int) -> None:
 
 
 class MethodState:
-    """What a method carries through a step, as a part of what changes."""
+    """The tensors in a method's `state`, among what changes while a step trains."""
 
     def __init__(self, method: Method, device: torch.device) -> None:
         self.method = method
         self.device = device
 
     def state_dict(self) -> dict[str, Any]:
-        """The method's tensors by name."""
+        """Return the method's tensors by name."""
         return dict(self.method.state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
+        """Replace the method's tensors by those of a save, on the step's device."""
         self.method.state = {name: value.to(self.device) for name, value in state.items()}
 
 
@@ -123,18 +123,18 @@ class MidStepSaves:
             self.num_done = self.found["num_done"]
             session.log.info(f"step {step.index}: goes on after {self.num_done} iterations")
 
-    def resume(self, parts: Mapping[str, Stateful], num_iterations: int) -> Iterator[int]:
-        """Yield the iterations that are left, after putting every part where the save has it.
+    def resume(self, changing: Mapping[str, Stateful], num_iterations: int) -> Iterator[int]:
+        """Yield the iterations that are left, after putting everything where the save has it.
 
-        parts: by name, all that changes while the step trains. Only here, when all else has been set up: random states
-        are among what is put back, and whatever draws a number later would change them.
+        changing: by name, all that changes while the step trains. Called when all else has been set up: the save holds
+        random states, too, and a number drawn after this call would change them.
         """
         if self.found is not None:
-            restore(parts, self.found, self.session.worker)
+            restore(changing, self.found, self.session.worker)
             self.found = None
         yield from range(self.num_done, num_iterations)
 
-    def after_iteration(self, num_done: int, parts: Mapping[str, Stateful]) -> None:
+    def after_iteration(self, num_done: int, changing: Mapping[str, Stateful]) -> None:
         """Save if it is time; after an interruption of any rank save in all of them and raise SystemExit."""
         worker, log, run_dir = self.session.worker, self.session.log, self.session.run_dir
         # The clocks of the ranks differ: the main one's counts.
@@ -142,7 +142,7 @@ class MidStepSaves:
             int(worker.is_main and self._is_due(num_done)), self.session.interruption.received
         )
         if is_due or received:
-            state = capture(parts, num_done, worker)
+            state = capture(changing, num_done, worker)
             worker.main_only(lambda: save_progress(run_dir, self.step.index, state))
             log.flush()
         if received:

@@ -90,7 +90,7 @@ def train_step(
             bar.update()
             if best is not None and (iteration + 1) % sampler.iterations_per_epoch == 0:
                 look_since = time.monotonic()
-                score = best.consider(network, epoch)
+                score = best.consider(learner, epoch)
                 log.metrics(step.index, first_iteration + iteration, {"score": score}, epoch=epoch)
                 prepare_for_training(learner.model, step, train)
                 history.pause(time.monotonic() - look_since)

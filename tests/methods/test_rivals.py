@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from losses.entropy_pseudo_label import entropy_pseudo_labels
 from losses.local_pod import join_new_to_background, local_pod
 from methods import METHODS, Output
+from methods.base import Looks
 from methods.dkd import DKD
 from methods.plop import PLOP
 from methods.ssul import SSUL
@@ -123,7 +124,7 @@ class Looked:
 def test_plop_measures_the_median_entropy_of_every_class_over_the_images_of_the_step() -> None:
     method = make_method(PLOP, threshold=0.2)
     model = DeepLabV3([3], DeepLabV3.Options(backbone="test_resnet", pretrained=False, channels=6))
-    method.begin_step(model, cast(PLOP, Looked()))  # type: ignore[arg-type]
+    method.begin_step(model, cast(Looks, Looked()))
     logits = OLD.at_image_size().detach()
     p = logits.double().softmax(dim=1)
     entropy, seen = -(p * p.log()).sum(dim=1) / math.log(3), logits.argmax(dim=1)

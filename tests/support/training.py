@@ -53,7 +53,8 @@ def outcome(run_dir: Path, num_steps: int = 2) -> dict[str, Any]:
             curves.setdefault(name, []).append((line["iteration"], line[name]))
     return {
         "weights": [
-            digest(load_checkpoint(checkpoint_path(run_dir, step))["model"]) for step in range(num_steps)
+            digest([checkpoint[name] for name in ("model", "parts", "method_state")])
+            for checkpoint in (load_checkpoint(checkpoint_path(run_dir, step)) for step in range(num_steps))
         ],
         "results": {**results, "steps": [{**step, "seconds": 0} for step in results["steps"]]},
         "curves": curves,

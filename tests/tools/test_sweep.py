@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from methods import METHODS
+from methods.lwf import LwF
 from tests.support.paths import ROOT
 from tools.sweep import Group, expand, read_environment, read_sweep
 from trainer.config import load_config
@@ -168,6 +170,34 @@ def test_methods_and_seeds_share_base_steps_sigmoids_one_that_trained_the_auxili
         read_environment(variables), variables | {"EXTRA": "--set init_from=runs/a/checkpoints/step_0.pth"}
     )
     assert set(given.values()) == {"a"}
+
+
+class OwnBase(LwF):
+    """A method whose base step trains the network otherwise than others do."""
+
+
+def test_a_base_step_that_trains_the_network_otherwise_is_shared_by_equal_options_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(OwnBase, "base_step", OwnBase)
+    monkeypatch.setitem(METHODS, "lwf", OwnBase)
+    weights = {
+        "a": [],
+        "b": ["method.output_weight=3"],
+        "c": ["method.output_weight=3", "train.freeze_bn=false"],
+    }
+    config = "configs/voc.yaml"
+    groups = [
+        Group(config=config, name="own", methods=["lwf"], variants=weights),
+        Group(config=config, name="plain", methods=["mbs", "mib"]),
+    ]
+    assert bases(groups, {}) == {
+        "own_lwf_a": "own_lwf_a",
+        "own_lwf_b": "own_lwf_b",
+        "own_lwf_c": "own_lwf_b",
+        "plain_mbs": "plain_mbs",
+        "plain_mib": "plain_mbs",
+    }
 
 
 def test_a_sweep_that_grows_leaves_what_is_there_as_it_is_and_starts_the_new_runs_from_its_base_step(

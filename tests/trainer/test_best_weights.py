@@ -4,39 +4,59 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from methods import Method
+from models import SegmentationModel
+from tests.support.outputs import make_method
 from tests.support.training import SEGMENTER, tiny, train
 from trainer.best_weights import BestWeights
+from trainer.iteration import Learner
+from trainer.network import Network
 
 
-class Counter(torch.nn.Module):
-    """A network whose one weight says how often it was trained."""
+class Mean(nn.Module):
+    """A network of one number."""
 
-    model = None
+    pixel_mean: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.register_buffer("pixel_mean", torch.zeros(1))
 
 
-def test_the_best_weights_are_those_of_the_first_highest_score() -> None:
+def make_learner() -> Learner:
+    """A network and a method whose state change in place, as training changes them."""
+    method = make_method(Method)
+    method.state["epoch"] = torch.zeros(1)
+    return Learner(method, Network(cast(SegmentationModel, Mean()), method.modules), None)
+
+
+def test_the_best_weights_and_the_state_with_them_are_those_of_the_first_highest_score() -> None:
     scores = iter([0.2, 0.6, None, 0.6, 0.1])
-    best, model = BestWeights(lambda _: next(scores)), Counter()
+    best, learner = BestWeights(lambda _: next(scores)), make_learner()
     for epoch in range(5):
-        with torch.no_grad():
-            model.weight.fill_(epoch)
-        best.consider(model, epoch)  # type: ignore[arg-type]
-    assert (best.epoch, best.best, best.state["weight"].item()) == (1, 0.6, 1)
+        learner.model.pixel_mean.fill_(epoch)
+        learner.method.state["epoch"].fill_(epoch)
+        best.consider(learner, epoch)
+    assert (best.epoch, best.best) == (1, 0.6)
+    resumed = BestWeights(lambda _: None)
+    resumed.load_state_dict(best.state_dict())
+    resumed.restore(learner)
+    assert (learner.model.pixel_mean.item(), learner.method.state["epoch"].item()) == (1, 1)
 
 
 def test_without_any_score_the_first_epoch_is_kept() -> None:
-    best, model = BestWeights(lambda _: None), Counter()
-    best.consider(model, 0)  # type: ignore[arg-type]
-    assert best.epoch == 0
-    assert best.state["weight"].item() == 0
+    best, learner = BestWeights(lambda _: None), make_learner()
+    for epoch in range(2):
+        learner.model.pixel_mean.fill_(epoch)
+        best.consider(learner, epoch)
+    best.restore(learner)
+    assert (best.epoch, learner.model.pixel_mean.item()) == (0, 0)
 
 
 @pytest.mark.parametrize("kind", ["best_holdout", "best_validation"])

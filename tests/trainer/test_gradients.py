@@ -124,12 +124,19 @@ def one_iteration(config: Config, worker: Worker, accumulate: int) -> Iteration:
     return terms, gradients, weights
 
 
-def run_rank(rank: int, num_ranks: int, folder: Path, model: str) -> None:
+def run_rank(
+    rank: int,
+    num_ranks: int,
+    folder: Path,
+    model: str,
+    more: tuple[str, ...] = (),
+    method: tuple[str, ...] = MBS,
+) -> None:
     """One process of a distributed run; leaves what `one_iteration` gives, by micro-batches, in the folder."""
     store, patience = f"file://{folder}/store", timedelta(minutes=2)
     dist.init_process_group("gloo", store, patience, rank=rank, world_size=num_ranks)
     try:
-        config = make_config(folder / str(rank), model)
+        config = make_config(folder / str(rank), model, *more, method=method)
         for accumulate in (1, 2):
             iteration = one_iteration(config, Worker(CPU, rank, num_ranks), accumulate)
             torch.save(iteration, folder / f"{rank}_{accumulate}.pt")
@@ -220,16 +227,21 @@ def test_a_compiled_model_gives_the_same_gradient_and_keeps_the_names_of_its_wei
     assert list(network.state_dict()) == names
 
 
+def run_two_ranks(folder: Path, *arguments: Any) -> None:
+    """Let two processes leave their iterations in the folder; arguments: as `run_rank` takes them from `model` on."""
+    for rank in range(2):
+        (folder / str(rank)).mkdir()
+    other = multiprocessing.get_context("spawn").Process(target=run_rank, args=(1, 2, folder, *arguments))
+    other.start()
+    run_rank(0, 2, folder, *arguments)
+    other.join()
+    assert other.exitcode == 0
+
+
 @pytest.fixture(scope="module")
 def two_ranks(folder: Path, name: str) -> Path:
     """The folder in which two processes have left their iterations."""
-    for rank in range(2):
-        (folder / str(rank)).mkdir()
-    other = multiprocessing.get_context("spawn").Process(target=run_rank, args=(1, 2, folder, name))
-    other.start()
-    run_rank(0, 2, folder, name)
-    other.join()
-    assert other.exitcode == 0
+    run_two_ranks(folder, name)
     return folder
 
 

@@ -1,8 +1,4 @@
-"""One sigmoid a class, and the pseudo-labels of such a model (SSUL, arXiv 2106.11562).
-
-Ours: what a step trains is the row of the 1x1 classifier of each new class, over features that stay as the base step
-left them; the paper's head of a step has a 3x3 convolution of its own.
-"""
+"""One sigmoid a class, and the pseudo-labels of such a model (SSUL, arXiv 2106.11562)."""
 
 import torch
 import torch.nn.functional as F
@@ -49,13 +45,3 @@ def sigmoid_pseudo_labels(labels: Tensor, old_logits: Tensor, threshold: float) 
     score, old_class = at_least_float32(old_logits.detach()).sigmoid().max(dim=1)
     is_taken = (labels == 0) & (old_class != 0) & (score >= threshold)
     return torch.where(is_taken, old_class, labels)
-
-
-class SigmoidPseudoLabel:
-    """`sigmoid_pseudo_labels` with its threshold; (labels, old_logits) -> pseudo_labels."""
-
-    def __init__(self, threshold: float = 0.7) -> None:
-        self.threshold = threshold
-
-    def __call__(self, labels: Tensor, old_logits: Tensor) -> Tensor:
-        return sigmoid_pseudo_labels(labels, old_logits, self.threshold)

@@ -1,4 +1,4 @@
-"""Distillation of what speaks for and what against a class (DKD, arXiv 2210.05941, decomposed distillation)."""
+"""Distillation of the positive and the negative part of every logit (DKD, arXiv 2210.05941)."""
 
 import torch
 from torch import Tensor
@@ -28,11 +28,12 @@ def decomposed_distillation(
     """Return the sum over cells and old classes of the distillation of both scores, and the number of cells (B·h·w).
 
     Each is the binary cross-entropy between the sigmoids of the model's score and of the old model's: a model that kept
-    z alone might trade what speaks for a class against what speaks against it. Background, which the paper's models do
-    not classify, takes no part. Ours: on the feature grid, where the products are; both scores weigh the same; summed
-    over classes as `binary_cross_entropy` is.
+    z alone could raise one part and lower the other. Background, which the paper's models do not
+    classify, takes no part. Ours: on the feature grid, where the products are; both scores weigh the same; summed over
+    classes as `binary_cross_entropy` is.
 
-    features, old_features: (B,D,h,w); class_tokens: (K,D); old_class_tokens: (K_old,D). What is old gets no gradient.
+    features, old_features: (B,D,h,w); class_tokens: (K,D); old_class_tokens: (K_old,D). The old ones
+    get no gradient.
     """
     num_old = len(old_class_tokens)
     scores = reasoning_scores(features, class_tokens[1:num_old])

@@ -63,14 +63,3 @@ def adaptive_factor(labels: Tensor, pseudo_labels: Tensor, ignore_index: int) ->
     num_background = is_background.flatten(1).sum(dim=1)
     num_sure = (is_background & (pseudo_labels != ignore_index)).flatten(1).sum(dim=1)
     return torch.where(num_background > 0, num_sure / num_background.clamp(min=1), 1.0)
-
-
-class EntropyPseudoLabel:
-    """`entropy_pseudo_labels` with the thresholds of a step; (labels, old_logits) -> pseudo_labels."""
-
-    def __init__(self, thresholds: Tensor, ignore_index: int = 255) -> None:
-        self.thresholds = thresholds
-        self.ignore_index = ignore_index
-
-    def __call__(self, labels: Tensor, old_logits: Tensor) -> Tensor:
-        return entropy_pseudo_labels(labels, old_logits, self.thresholds, self.ignore_index)

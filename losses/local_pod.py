@@ -1,4 +1,4 @@
-"""Local POD: statistics of strips at several scales are kept (PLOP, arXiv 2011.11390, sec. 3.2)."""
+"""Local POD: the old model's means over strips, at several scales, are distilled (PLOP, arXiv 2011.11390, sec. 3.2)."""
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,9 @@ SCALES = (1, 2, 4)
 
 
 def pool_strips(features: Tensor, scales: tuple[int, ...] = SCALES) -> Tensor:
-    """Return (B,N): at every scale s, s x s regions' means over width of each row and over height of each column.
+    """Return (B,N): for every scale s the map is cut into s x s regions, and each row and column of each is averaged.
 
-    All rows of one column of regions are the map averaged to width s, so two poolings a scale are all of them.
+    The rows of all regions are the map pooled to width s, the columns the map pooled to height s.
     Ours: where s does not divide a side, regions overlap as those of adaptive pooling do.
     features: (B,C,h,w).
     """
@@ -40,10 +40,9 @@ def local_pod(features: Tensor, old_features: Tensor) -> tuple[Tensor, int]:
 
 
 def join_new_to_background(logits: Tensor, num_old: int) -> Tensor:
-    """Return (B,K_old,h,w), the logits of new classes added to that of background, which hid them before the step.
+    """Return (B,K_old,h,w): the logits of new classes are added to that of background, which hid them before the step.
 
-    So the logits of both models, whose distance keeps the old classes' rows of the classifier, can be compared.
-    logits: (B,K,h,w).
+    They then have the old model's shape and can be compared with its logits. logits: (B,K,h,w).
     """
     background = logits[:, :1] + logits[:, num_old:].sum(dim=1, keepdim=True)
     return torch.cat([background, logits[:, 1:num_old]], dim=1)

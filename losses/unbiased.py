@@ -7,21 +7,21 @@ from losses.reduction import at_least_float32
 
 
 def unbiased_cross_entropy(
-    logits: Tensor, labels: Tensor, num_old: int, ignore_index: int, weights: Tensor | None = None
+    logits: Tensor, labels: Tensor, num_old: int, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of −log q over labelled pixels, and their number (eq. 4 and 5).
 
     q is the probability of the label; of background it is that of background and all old classes together, any of
     which a step's labels call background. Ours: the mean is over labelled pixels, ignored ones do not count.
 
-    logits: (B,K,H,W); labels: (B,H,W) int64; num_old: K_old; weights: (B,H,W), the pixels' factors, None for 1.
+    logits: (B,K,H,W); labels: (B,H,W) int64; num_old: K_old.
     """
     logits = at_least_float32(logits)
     is_labelled = labels != ignore_index
     own = logits.gather(1, labels.masked_fill(~is_labelled, 0)[:, None])[:, 0]
     expected = torch.where(labels == 0, logits[:, :num_old].logsumexp(dim=1), own)
     per_pixel = (logits.logsumexp(dim=1) - expected).masked_fill(~is_labelled, 0)
-    return (per_pixel if weights is None else weights * per_pixel).sum(), is_labelled.sum()
+    return per_pixel.sum(), is_labelled.sum()
 
 
 def unbiased_distillation(logits: Tensor, old_logits: Tensor) -> tuple[Tensor, int]:

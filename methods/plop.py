@@ -1,4 +1,4 @@
-"""PLOP (arXiv 2011.11390): pseudo-labels by entropy, and statistics of strips (Local POD) are kept."""
+"""PLOP (arXiv 2011.11390): pseudo-labels by entropy, and distillation of means over strips (Local POD)."""
 
 import math
 

@@ -14,7 +14,7 @@ from trainer.data import resolve_class_order
 from utils.config.read import read_yaml
 from utils.distributed import Worker
 
-SCORES = {"softmax": "a softmax", "sigmoid": "sigmoids"}
+SCORE_NAMES = {"softmax": "a softmax", "sigmoid": "sigmoids"}
 
 
 def check_config(config: Config, worker: Worker) -> None:
@@ -154,8 +154,8 @@ def check_base(config: Config, task: Task) -> None:
     if theirs_of.scores != ours_of.scores:
         raise ValueError(
             f"init_from: {config.init_from} was trained with method {base['method']['name']}, whose scores are "
-            f"{SCORES[theirs_of.scores]}, this run is with {config.method.name}, whose scores are "
-            f"{SCORES[ours_of.scores]}; take a base step of a method with the same scores: "
+            f"{SCORE_NAMES[theirs_of.scores]}, this run is with {config.method.name}, whose scores are "
+            f"{SCORE_NAMES[ours_of.scores]}; take a base step of a method with the same scores: "
             f"{', '.join(name for name, method in METHODS.items() if method.scores == ours_of.scores)}"
         )
     try:

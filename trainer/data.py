@@ -40,9 +40,10 @@ def resolve_class_order(config: Config) -> list[int] | None:
 def index_splits(
     config: Config, train: SegmentationDataset, val: SegmentationDataset
 ) -> tuple[Mapping[str, frozenset[int]], tuple[str, ...]]:
-    """Return the classes that every training image shows; the files of both splits are checked on the way.
+    """Return the classes that every training image shows, and messages about images that are left out.
 
-    Second comes what there is to say of images that are left out, where data.on_error allows that.
+    The files of both splits are checked on the way. Images are left out where `data.on_error` is skip; otherwise raises
+    DataError naming them.
     """
     if not (isinstance(train, FileDataset) and isinstance(val, FileDataset)):
         return {i: frozenset(np.unique(train.read_label(i)).tolist()) for i in train.ids}, ()

@@ -70,7 +70,7 @@ def choose_images(dataset: SegmentationDataset, task: Task, count: int) -> list[
     for image_id in candidates:
         try:
             ids = table[dataset.read_label(image_id)]
-        except (DataError, OSError):  # what becomes of it is the evaluation's business
+        except (DataError, OSError):  # the evaluation reports it
             continue
         pixels = np.bincount(ids.ravel(), minlength=256)
         shown[image_id] = {int(c) for c in np.flatnonzero(pixels >= MIN_SHARE * ids.size)} - {0, IGNORE_INDEX}

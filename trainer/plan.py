@@ -42,7 +42,7 @@ class Plan:
     image_ids: the training images of every step, its memory's last; memory_ids: those of them that are in memory,
     also where they serve the step itself; holdout_ids: those held out of them; split_sizes: images that every
     step would have, by setting; finished: the entries of results.json of finished steps; base_network: what step 0
-    trains, as it starts, where that is still to come; left_out: what there is to say of images that cannot be read.
+    trains, as it starts, where that is still to come; left_out: messages about images that cannot be read.
     """
 
     config: Config

@@ -69,7 +69,7 @@ def run_steps(session: Session) -> None:
         entries.append(assess(session, step, entries))
         is_last = step.index == len(task.steps) - 1
         if worker.is_main:
-            results = summarise(plan, entries, worker)
+            results = results_so_far(plan, entries, worker)
             write_results(run_dir, results)
             if is_last or time.monotonic() - drawn > SECONDS_BETWEEN_PICTURES:
                 write_plots(run_dir, results)
@@ -78,7 +78,7 @@ def run_steps(session: Session) -> None:
         if is_last:
             fields = dict(flatten(config.model_dump(mode="json")))
             log.final_scores(fields, {score: entries[-1][score] for score in SCORES})
-    log.info(format_table(summarise(plan, entries, worker)))
+    log.info(format_table(results_so_far(plan, entries, worker)))
 
 
 def describe_run(session: Session) -> None:
@@ -168,7 +168,7 @@ def iou_vector(entry: Mapping[str, Any]) -> npt.NDArray[np.float64]:
     return np.array([np.nan if iou is None else iou for iou in entry["per_class_iou"].values()])
 
 
-def summarise(plan: Plan, entries: Sequence[Mapping[str, Any]], worker: Worker) -> dict[str, Any]:
+def results_so_far(plan: Plan, entries: Sequence[Mapping[str, Any]], worker: Worker) -> dict[str, Any]:
     """Return results.json as it stands after `entries`."""
     config = plan.config
     device = torch.cuda.get_device_name(worker.device) if worker.device.type == "cuda" else "cpu"

@@ -48,9 +48,7 @@ def train_step(
     schedule = build_schedule(optimizer, train.schedule, sampler.num_iterations)
     scaler = torch.amp.GradScaler(worker.device.type, enabled=train.amp == "fp16")
     if train.channels_last:
-        for module in (network, learner.old_model):
-            if module is not None:
-                module.to(memory_format=torch.channels_last)
+        use_channels_last(network, learner.old_model)
     wrapped = wrap(network, config, worker)
     unreadable = Unreadable(
         config.data.on_error, config.data.max_skipped, len(dataset), f"training of step {step.index}"
@@ -75,12 +73,7 @@ def train_step(
         for iteration in saves.resume(changing, sampler.num_iterations):
             batches = [move(batch, worker.device, train.channels_last) for batch in next(micro_batches)]
             terms = backward(learner, wrapped, batches, scaler, config, worker)
-            if train.clip_grad_norm is not None:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(network.parameters(), train.clip_grad_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            update(network, optimizer, scaler, train.clip_grad_norm)
             history.add(terms)
             epoch = iteration // sampler.iterations_per_epoch
             if (iteration + 1) % config.logging.every == 0 or iteration + 1 == sampler.num_iterations:
@@ -101,8 +94,33 @@ def train_step(
     return time.monotonic() - history.started
 
 
+def update(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    clip_grad_norm: float | None,
+) -> None:
+    """Change the weights by their gradient, clipped to this norm (None: as it is), and clear the gradient."""
+    if clip_grad_norm is not None:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(network.parameters(), clip_grad_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def use_channels_last(*modules: nn.Module | None) -> None:
+    """Give convolutions the memory format that is fast on GPUs."""
+    for module in modules:
+        if module is not None:
+            module.to(memory_format=torch.channels_last)
+
+
 def prepare_for_training(model: SegmentationModel, step: Step, train: TrainConfig) -> None:
-    """Put the model into training mode, what incremental steps keep frozen: BatchNorm, or all but new classes."""
+    """Put the model into training mode; incremental steps freeze BatchNorm, or all but the new classes.
+
+    `train` says which. A method's own modules always train.
+    """
     model.train()
     if step.index == 0:
         return

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from losses.entropy_pseudo_label import (
     NUM_BINS,
-    EntropyPseudoLabel,
     adaptive_factor,
     entropy_histogram,
+    entropy_pseudo_labels,
     median_thresholds,
     normalised_entropy,
 )
@@ -38,9 +38,10 @@ def test_background_becomes_what_the_old_model_is_sure_of_and_is_ignored_elsewhe
     old_logits = logits_of(SURE_OF_1, UNSURE_OF_1, SURE_OF_0, NOTHING, SURE_OF_1, SURE_OF_1)
     labels = torch.tensor([[[0, 0, 0, 0, 3, 255]]])
     thresholds = torch.tensor([0.5, 0.5, 0.5])
-    assert EntropyPseudoLabel(thresholds)(labels, old_logits).tolist() == [[[1, 255, 0, 255, 3, 255]]]
+    found = entropy_pseudo_labels(labels, old_logits, thresholds, 255)
+    assert found.tolist() == [[[1, 255, 0, 255, 3, 255]]]
     of_another_class = torch.tensor([0.5, 0.99, 0.0])
-    assert EntropyPseudoLabel(of_another_class)(labels, old_logits)[0, 0, 1] == 1
+    assert entropy_pseudo_labels(labels, old_logits, of_another_class, 255)[0, 0, 1] == 1
 
 
 def test_the_factor_is_the_share_of_each_images_background_that_got_a_label() -> None:

@@ -1,4 +1,4 @@
-"""One iteration of training on a random batch, and the parts of it that no implementation could do without."""
+"""One iteration of training on a random batch, and its floor: the network passes that any implementation needs."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,12 @@ from trainer.inference import autocast
 from trainer.iteration import Learner, backward, wrap
 from trainer.network import Network, make_parts
 from trainer.optim import build_optimizer, freeze_batch_norm
-from trainer.step import move
+from trainer.step import move, update, use_channels_last
 from utils.distributed import Worker
 
 
 class Iteration:
-    """One iteration of an incremental step on one random batch, and what it cannot do without.
+    """One iteration of an incremental step on one random batch, and the passes that are its floor.
 
     num_classes: classes of each step, background counted in the first.
     """
@@ -37,8 +37,7 @@ class Iteration:
         method.modules = make_parts(method, config).to(device)
         network = Network(model, method.modules)
         if train.channels_last:
-            for module in (network, old_model):
-                module.to(memory_format=torch.channels_last)
+            use_channels_last(network, old_model)
         self.old_model = old_model
         self.learner = Learner(method, network, old_model if method.needs_old_model else None)
         self.optimizer = build_optimizer(network, train, is_base_step=False)
@@ -68,9 +67,7 @@ class Iteration:
             self.old_model(self.batch[0])
 
     def _update(self) -> None:
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        update(self.learner.network, self.optimizer, self.scaler, clip_grad_norm=None)
 
 
 def time_iteration(

@@ -100,7 +100,7 @@ def _objective(setup: Setup, batch: int, num_classes: int, num_new: int) -> Row:
 
 
 def step(setup: Setup) -> Iterator[Row]:
-    """One iteration without data, against the network passes and the update it cannot do without."""
+    """One iteration without data, against its floor: the passes of both networks and the update."""
     for config in setup.configs:
         times, peak = time_iteration(setup, config, [20, 1], setup.repetitions(7), with_floor=True)
         train = config.train

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from tools.summary.runs import COLUMNS, Run, score_of
 from trainer.config import MAY_DIFFER
+from utils.config.fields import is_below
 
 RIVALS = ("method", "variant")
 """Fields whose rows compete for the best score."""
@@ -80,7 +81,7 @@ def mixed_fields(row: Row) -> list[str]:
         field
         for field in fields
         if len({str(run.fields[field]) for run in row.runs if field in run.fields}) > 1
-        and not any(field == name or field.startswith(f"{name}.") for name in free)
+        and not is_below(field, free)
     ]
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from tools.summary.runs import SCALARS, Run, make_run, read_run
 from trainer.config import MAY_DIFFER, differing_fields, load_config, with_defaults
-from utils.config.fields import flatten
+from utils.config.fields import flatten, is_below
 from utils.config.read import read_yaml
 from utils.files import write_atomic
 
@@ -142,8 +142,11 @@ def changes_from(base: Path, method: str, config: Mapping[str, Any]) -> dict[str
     left_out = tuple(name for name in MAY_DIFFER if name != "variant")
     changes: dict[str, Any] = {} if is_own else {"method": method}
     for field, value in flatten(config):
-        is_free = any(field == name or field.startswith(f"{name}.") for name in left_out)
-        if not is_free and field not in ("method", "method.name") and theirs.get(field, _MISSING) != value:
+        if (
+            not is_below(field, left_out)
+            and field not in ("method", "method.name")
+            and theirs.get(field, _MISSING) != value
+        ):
             changes[field] = value
     return changes
 

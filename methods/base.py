@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from losses.binary_cross_entropy import binary_cross_entropy
 from losses.feature_distillation import embedding_distillation
+from losses.fused import softmax_terms
 from losses.reduction import mean_or_zero
-from losses.softmax_terms import softmax_terms
 from models import SegmentationModel
 from utils.config.section import NamedSection
 

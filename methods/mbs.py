@@ -5,11 +5,10 @@ from pydantic import Field
 from torch import Tensor
 
 from losses.feature_distillation import feature_distillation, reliability
+from losses.fused import select_pseudo_labels_in_pieces, softmax_terms
 from losses.logit_distillation import logit_distillation
 from losses.orthogonal import OrthogonalLoss
 from losses.output_distillation import background_heirs
-from losses.pseudo_label import SelectivePseudoLabel
-from losses.softmax_terms import softmax_terms
 from methods.base import IGNORE_INDEX, Method, Output, Targets, Term, embedding_terms
 from models import SegmentationModel
 from utils.config.section import NamedSection
@@ -64,8 +63,9 @@ class MBS(Method):
         """Return selective pseudo-labels and the reliability of every cell of the feature grid."""
         options, pseudo_labels = self.options, labels
         if options.pseudo_labels:
-            pseudo_label = SelectivePseudoLabel(options.threshold, IGNORE_INDEX, options.selective)
-            pseudo_labels = pseudo_label(labels, old.logits)
+            pseudo_labels = select_pseudo_labels_in_pieces(
+                labels, old.logits, options.threshold, IGNORE_INDEX, options.selective
+            )
         if not options.feature_distillation:
             return self.make_targets(labels, pseudo_labels)
         cells = torch.ones_like(old.features[:, 0])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from losses.fused import select_pseudo_labels_in_pieces
 from losses.pseudo_label import SelectivePseudoLabel, select_pseudo_labels
 from tests.support.golden import each_golden_case, load_golden
 
@@ -174,6 +175,9 @@ def test_only_background_changes_and_only_to_what_the_old_model_may_teach(
 ) -> None:
     labels, logits = random_batch(seed, num_old, num_new)
     result = select_pseudo_labels(labels, logits, threshold, 255)
+    for ignore_unsure in (True, False):
+        arguments = labels, logits, threshold, 255, ignore_unsure
+        assert torch.equal(select_pseudo_labels_in_pieces(*arguments), select_pseudo_labels(*arguments))
     assert torch.equal(result[labels != 0], labels[labels != 0])
     taught = set(range(1, num_old)) | {0, 255}
     assert set(result[labels == 0].tolist()) <= taught

@@ -1,4 +1,4 @@
-"""losses/softmax_terms.py: in pieces and with a closed-form gradient, it is what the plain forms give."""
+"""losses/fused.py: in pieces and with a closed-form gradient, it is what the plain forms give."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from losses import reduction, softmax_terms
+from losses import fused, reduction
+from losses.fused import select_pseudo_labels_in_pieces
 from losses.output_distillation import background_heirs
-from losses.pseudo_label import select_pseudo_labels
 from tools.bench.measure import live_bytes
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -70,7 +70,7 @@ def plain_terms(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def our_terms(batch: Batch) -> tuple[Tensor, Tensor]:
     heirs = background_heirs(batch.labels, batch.old_logits.shape[1], 255)
-    return softmax_terms.softmax_terms(
+    return fused.softmax_terms(
         batch.logits, targets=batch.targets, weights=batch.weights, old_logits=batch.old_logits, heirs=heirs
     )
 
@@ -107,7 +107,7 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
             work = torch.full_like(logits[..., pixels], torch.nan, dtype=dtype)
             yield pixels, [work.clone() for _ in range(num_buffers)]
 
-    monkeypatch.setattr(softmax_terms, "pixel_chunks", pieces)
+    monkeypatch.setattr(fused, "pixel_chunks", pieces)
 
 
 @settings(deadline=None, max_examples=60)
@@ -150,9 +150,9 @@ def test_an_image_of_several_real_pieces_is_cut_without_gap_or_overlap() -> None
 def test_pseudo_labels_of_several_pieces_are_those_of_the_parts() -> None:
     batch = random_batch(num_old=21, size=(2, 200, 200), dtype=torch.float32)
     assert len(list(reduction.pixel_chunks(batch.old_logits.flatten(2), 0))) > 1
-    whole = select_pseudo_labels(batch.labels, batch.old_logits, 0.5, 255)
+    whole = select_pseudo_labels_in_pieces(batch.labels, batch.old_logits, 0.5, 255)
     rows = [
-        select_pseudo_labels(labels, logits, 0.5, 255)
+        select_pseudo_labels_in_pieces(labels, logits, 0.5, 255)
         for labels, logits in zip(batch.labels.split(20, 1), batch.old_logits.split(20, 2), strict=True)
     ]
     assert torch.equal(whole, torch.cat(rows, dim=1))
@@ -212,7 +212,7 @@ def test_a_half_precision_old_model_beside_a_float32_model_is_taken() -> None:
 
 def test_terms_without_arguments_are_zeros_connected_to_the_logits() -> None:
     logits = random_batch().logits.requires_grad_()
-    terms = softmax_terms.softmax_terms(logits)
+    terms = fused.softmax_terms(logits)
     assert [term.item() for term in terms] == [0, 0]
     assert torch.equal(gradient_of(terms, logits), torch.zeros_like(logits))
 

@@ -1,8 +1,9 @@
-"""Cross-entropy and output distillation over one softmax, piece by piece, with their closed-form gradient.
+"""Faster forms of formulas that stand plainly in other files; a test holds each pair together.
 
-Both ask for a target t of every pixel's softmax: Σ_k t_k · (log Σ_j exp z_j − z_k), whose gradient is
-softmax(z) · Σ_k t_k − t. Between forward and backward no tensor of the logits' size is kept, and the gradient is
-the only one that is made; the plain forms of `torch.nn.functional` stand in the tests.
+Cross-entropy and output distillation share one softmax, piece by piece, with their closed-form gradient. Both ask for
+a target t of every pixel's softmax: Σ_k t_k · (log Σ_j exp z_j − z_k), whose gradient is softmax(z) · Σ_k t_k − t.
+Between forward and backward no tensor of the logits' size is kept, and the gradient is the only one that is made. The
+plain forms are `torch.nn.functional.cross_entropy` and `losses.output_distillation.output_distillation`.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from losses.reduction import pixel_chunks
+from losses.reduction import at_least_float32, pixel_chunks
 
 
 @torch.compiler.disable  # a compiler would unroll the loop over pieces
@@ -127,3 +128,33 @@ def _select(
     is_counted = target != ignore_index
     factor = is_counted.to(dtype) if weights is None else weights[..., pixels].to(dtype) * is_counted
     return target * is_counted, factor
+
+
+@torch.compiler.disable  # a compiler would unroll the loop over pieces
+def select_pseudo_labels_in_pieces(
+    labels: Tensor, old_logits: Tensor, threshold: float, ignore_index: int, ignore_unsure: bool = True
+) -> Tensor:
+    """Return what `losses.pseudo_label.select_pseudo_labels` returns, without a tensor of the logits' size.
+
+    labels: (B,H,W) int64; old_logits: (B,K_old,H,W) floating point. Returns (B,H,W) int64 without gradient.
+    """
+    pseudo_labels, logits = labels.flatten(1).clone(), old_logits.detach().flatten(2)
+    num_old = logits.shape[1]
+    # Decreasing, so that the largest of equals is the first class; exact in floating point.
+    rank = torch.arange(num_old, 0, -1, device=logits.device, dtype=torch.float32)[:, None]
+    for pixels, (odds,) in pixel_chunks(logits, 1):
+        # The old model's probabilities, but for their common divisor.
+        peak = at_least_float32(logits[..., pixels].amax(dim=1, keepdim=True))
+        torch.sub(logits[..., pixels], peak, out=odds).exp_()
+        background, foreground = odds[:, 0].clone(), odds[:, 1:].sum(dim=1)
+        is_sure = 1 / (background + foreground) >= threshold
+        # The likeliest class has odds of exactly 1. PyTorch's own argmax takes several times as long on a CPU.
+        old_class = num_old - odds.eq_(1).mul_(rank).amax(dim=1).long()
+        is_background = pseudo_labels[:, pixels] == 0
+        is_confident = is_background & (old_class != 0) & is_sure
+        replaced = torch.where(is_confident, old_class, pseudo_labels[:, pixels])
+        if ignore_unsure:
+            is_unsure = is_background & ~is_confident & (background < foreground)
+            replaced.masked_fill_(is_unsure, ignore_index)
+        pseudo_labels[:, pixels] = replaced
+    return pseudo_labels.view(labels.shape)

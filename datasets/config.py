@@ -1,7 +1,7 @@
 """Options that data sets share, as sections of the config."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,9 @@ from utils.config.section import NamedSection
 class DataConfig(NamedSection):
     """What every data set takes; one with options of its own adds them in a subclass."""
 
+    moved: ClassVar = {
+        "shapes": "its fields stand in data itself now, as data: {name: shapes, num_train: 600, image_size: 96}"
+    }
     root: Path = Path("data_root")
     """Folder that holds VOCdevkit/, ADEChallengeData2016/, leftImg8bit/ and gtFine/ (`cityscapes`), or images/, masks/
     and classes.txt (`folder`)."""

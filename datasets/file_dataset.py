@@ -233,8 +233,12 @@ def _is_utf8(name: str) -> bool:
 
 def read_lines(path: Path) -> list[str]:
     """Lines of a UTF-8 text file, a byte order mark left out; raises FileNotFoundError, or DataError naming it."""
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give a text file")
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
+    except NotADirectoryError as error:  # below a file
+        raise FileNotFoundError(str(error)) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
 

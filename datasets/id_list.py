@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from datasets.file_dataset import FileDataset, read_lines, tell
+from datasets.file_dataset import FileDataset, read_lines
 from utils.errors import DataError
 
 MAX_NAMED = 10
@@ -29,11 +29,16 @@ def keep_listed(
         raise FileNotFoundError(
             f"{field}: {path}: no such file; give a text file with an image id a line, or null for all images"
         ) from None
+    except DataError as error:
+        raise DataError(f"{field}: {error}") from error
     if not ids:
         raise DataError(f"{field}: {path}: names no image; list an id a line, or set the field to null")
-    for problem in (_describe_repeated(ids), _describe_unknown(ids, dataset)):
-        if problem:
-            tell(DataError(f"{field}: {path}: {problem}"), problems)
+    wrong = [problem for problem in (_describe_repeated(ids), _describe_unknown(ids, dataset)) if problem]
+    told = [f"{field}: {path}: {problem}" for problem in wrong]
+    if told and problems is None:
+        raise DataError("\n".join(told))
+    if problems is not None:
+        problems += told
     samples = {image_id: dataset.samples[image_id] for image_id in ids if image_id in dataset.samples}
     return replace(dataset, samples=samples, is_part=True)
 
@@ -51,7 +56,10 @@ def _describe_unknown(ids: list[str], dataset: FileDataset) -> str:
         return ""
     split = f"{dataset.split} split of {dataset.name}"
     examples = f" (such as {next(iter(dataset.samples))!r})" if dataset.samples else ""
-    return f"{_name(unknown)} not in the {split}; allowed are its {len(dataset.samples)} ids{examples}"
+    told = f"{_name(unknown)} not in the {split}; allowed are its {len(dataset.samples)} ids{examples}"
+    if any(Path(image_id).stem in dataset.samples for image_id in unknown):
+        told += "; an id is the name of a file without folder and suffix"
+    return told
 
 
 def _name(ids: list[str]) -> str:

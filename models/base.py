@@ -18,6 +18,9 @@ background scored, biases lowered by log(1 + new classes) (MiB, arXiv 2002.00718
 class ModelOptions(NamedSection):
     """What every model can be told."""
 
+    moved: ClassVar = {
+        "auxiliary_classifier": "leave it out: method dkd brings its auxiliary classifier along"
+    }
     backbone: str = "resnet101"
     """Name of the backbone in timm."""
     pretrained: bool | str = True

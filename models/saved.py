@@ -11,7 +11,7 @@ from torch import Tensor
 from models.base import SegmentationModel
 from models.build import MODELS, build_model
 
-KEYS = {"model", "num_classes", "class_names", "step", "config"}
+KEYS = {"model", "num_classes", "class_names", "step", "config", "parts", "method_state"}
 """What every checkpoint holds; the rest describes it."""
 
 
@@ -81,7 +81,13 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
             f"{path}: the checkpoint is missing; restore it, or delete the later ones and rerun"
         )
     checkpoint = load_saved(path, device)
-    if not checkpoint.keys() >= KEYS:
+    missing = sorted(KEYS - checkpoint.keys())
+    if missing and {"model", "config"} <= checkpoint.keys():
+        raise ValueError(
+            f"{path}: written by another version of this code (it lacks {', '.join(missing)}), which this one does not "
+            "read; train it again, or use it with the version that wrote it: results.json of its run names the commit"
+        )
+    if missing:
         raise ValueError(f"{path}: not a checkpoint of this code, which holds {', '.join(sorted(KEYS))}")
     return checkpoint
 

@@ -23,13 +23,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator
 
 from tools.summary.runs import read_run
 from tools.sweeping.base_steps import PlannedRun, as_arguments, share_base_steps
-from trainer.config import differing_fields, load_config, with_defaults
+from trainer.config import describe_difference, load_config
 from utils.arguments import new_parser
-from utils.config.read import read_yaml
+from utils.config.read import describe_errors, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = """
@@ -52,9 +52,21 @@ class Group(BaseModel):
     tasks: list[str] | None = None
     settings: list[str] | None = None
     methods: list[str] | None = None
-    variants: dict[str, list[str]] | str | None = None
-    seeds: list[int] | None = None
+    variants: dict[str, list[str]] | None = None
+    seeds: list[StrictInt] | None = None
     overrides: list[str] = Field([], alias="set")
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _read_variants(cls, value: object) -> object:
+        variants = read_yaml(ROOT / value) if isinstance(value, str) else value
+        for name, sets in variants.items() if isinstance(variants, dict) else ():
+            if not isinstance(sets, list) or not all(isinstance(item, str) for item in sets):
+                raise ValueError(
+                    f"{value + ': ' if isinstance(value, str) else ''}{name}: expected a list of --set arguments, such "
+                    "as [method.selective=false]"
+                )
+        return variants
 
 
 def read_sweep(path: Path) -> list[Group]:
@@ -70,7 +82,7 @@ def read_sweep(path: Path) -> list[Group]:
         try:
             groups.append(Group.model_validate({"name": path.stem, **values, **entry}))
         except ValidationError as error:
-            lines = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            lines = [line for _, line in describe_errors(error, Group, path, ())]
             raise ValueError("\n".join(lines)) from error
     return groups
 
@@ -122,10 +134,12 @@ def expand(groups: Sequence[Group], environment: Mapping[str, str]) -> list[Plan
 def combinations(group: Group, environment: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
     """Yield the name of every run of a group and the arguments that make it."""
     variants = group.variants
-    if isinstance(variants, str):
-        variants = {name: list(sets) for name, sets in read_yaml(ROOT / variants).items()}
     seeds: list[Any] | None = environment["SEEDS"].split() if environment.get("SEEDS") else group.seeds
-    common = [*as_arguments(group.overrides), *shlex.split(environment.get("EXTRA", ""))]
+    try:
+        extra = shlex.split(environment.get("EXTRA", ""))
+    except ValueError as error:
+        raise ValueError(f"EXTRA: {environment['EXTRA']}: {error}; quote it as in a shell") from error
+    common = [*as_arguments(group.overrides), *extra]
     # Settings before tasks: what shares images stands together.
     choices: list[Sequence[Any] | None] = [
         group.settings,
@@ -145,8 +159,13 @@ def combinations(group: Group, environment: Mapping[str, str]) -> Iterator[tuple
             "seed": seed,
         }
         overrides = [f"{field}={value}" for field, value in fields.items() if value is not None]
-        if variants is not None:
-            overrides += variants[variant]
+        own = [] if variants is None else variants[variant]
+        for override in (*own, *group.overrides, *extra):
+            field = override.partition("=")[0].strip().removesuffix(".name")
+            # The name of the run would tell another value than it has.
+            if fields.get(field) is not None:
+                raise ValueError(f"{name}: --set {override}: the sweep varies {field} itself; keep one")
+        overrides += own
         yield name + environment.get("SUFFIX", ""), [*as_arguments(overrides), *common]
 
 
@@ -165,10 +184,10 @@ def is_finished(run: PlannedRun) -> bool:
     if not (run.config.run_dir / "config.yaml").is_file():
         return False
     found = read_run(run.config.run_dir)
-    theirs = with_defaults(read_yaml(run.config.run_dir / "config.yaml"))
-    differing = differing_fields(run.config.model_dump(mode="json"), theirs)
-    if differing:
-        raise ValueError(f"holds a run with another config ({'; '.join(differing)}, there → here)")
+    theirs = read_yaml(run.config.run_dir / "config.yaml")
+    difference = describe_difference(run.config.model_dump(mode="json"), theirs)
+    if difference:
+        raise ValueError(difference)
     return found.is_complete
 
 

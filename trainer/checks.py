@@ -2,14 +2,16 @@
 
 import importlib.util
 import json
+from pathlib import Path
 from typing import Any
 
 from datasets import DATASETS
+from datasets.source import SegmentationDataset
 from datasets.tasks import Task, build_task
 from methods import METHODS
 from models import MODELS
 from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model
-from trainer.config import Config, differing_fields, with_defaults
+from trainer.config import Config, describe_difference, differing_fields, with_defaults
 from trainer.data import resolve_class_order
 from utils.config.read import read_yaml
 from utils.distributed import Worker
@@ -78,21 +80,57 @@ def check_run_dir(config: Config) -> None:
             f"{checkpoint_path(config.run_dir, missing)}: the checkpoint is missing, but a later one is there "
             f"({checkpoint_path(config.run_dir, saved[-1]).name}); restore it, or delete the later ones and rerun"
         )
-    # Read even where only its step could use it: a damaged one is better found before training than after.
-    checkpoint = load_checkpoint(checkpoint_path(config.run_dir, saved[-1])) if saved else None
     path = config.run_dir / "config.yaml"
-    if path.exists():
-        theirs = read_yaml(path)
-    elif checkpoint is not None:
-        theirs = checkpoint["config"]
-    else:
-        return
-    differing = differing_fields(config.model_dump(mode="json"), with_defaults(theirs))
-    if differing:
+    theirs = read_yaml(path) if path.exists() else None
+    if theirs is not None:
+        _check_same_config(config, theirs)
+    if saved:
+        # Read even where only its step could use it: a damaged one is better found before training than after.
+        checkpoint = load_checkpoint(checkpoint_path(config.run_dir, saved[-1]))
+        if theirs is None:
+            _check_same_config(config, checkpoint["config"])
+
+
+def _check_same_config(config: Config, theirs: dict[str, Any]) -> None:
+    difference = describe_difference(config.model_dump(mode="json"), theirs)
+    if difference:
         raise ValueError(
-            f"{config.run_dir}: holds a run with another config ({'; '.join(differing)}, there → here); "
-            "choose another --log, or undo the difference to continue that run"
+            f"{config.run_dir}: {difference}; choose another --log, or undo the difference to continue that run"
         )
+
+
+def ids_path(config: Config, split: str) -> Path:
+    """Return the file of a run that lists the images of a split which it has begun with."""
+    return config.run_dir / "image_ids" / f"{split}.txt"
+
+
+def list_ids(dataset: SegmentationDataset) -> str:
+    """Return the ids of a split as a text, a line each."""
+    return "".join(f"{image_id}\n" for image_id in dataset.ids)
+
+
+def check_images(config: Config, dataset: SegmentationDataset) -> None:
+    """Raise ValueError where a run has begun with other images of a split, or in another order, than it has now."""
+    path = ids_path(config, dataset.split)
+    if not path.exists():
+        return
+    theirs = path.read_text(encoding="utf-8")
+    if theirs == list_ids(dataset):
+        return
+    before, now = set(theirs.split("\n")) - {""}, set(dataset.ids)
+    told = [
+        f"{len(ids)} {what}, such as '{min(ids)}'"
+        for ids, what in ((before - now, "are missing"), (now - before, "are new"))
+        if ids
+    ]
+    field = f"{dataset.split}_ids"
+    source = (
+        f"data.{field} ({getattr(config.data, field)})" if getattr(config.data, field, None) else "data.root"
+    )
+    raise ValueError(
+        f"{source}: the {dataset.split} images are not those that the run in {config.run_dir} has begun with: "
+        f"{' and '.join(told) or 'they stand in another order'}; bring back those of {path}, or choose another --log"
+    )
 
 
 def finished_steps(config: Config, task: Task) -> list[dict[str, Any]]:
@@ -150,10 +188,16 @@ def check_base(config: Config, task: Task) -> None:
         raise ValueError(
             f"init_from: {config.init_from} holds another model (model: {'; '.join(differing)}, there → here)"
         )
-    theirs_of, ours_of = METHODS[base["method"]["name"]], METHODS[config.method.name]
+    name = base["method"]["name"]
+    if name not in METHODS:
+        raise ValueError(
+            f"init_from: {config.init_from} was trained with method {name}, which this code does not have; it has "
+            f"{', '.join(METHODS)}"
+        )
+    theirs_of, ours_of = METHODS[name], METHODS[config.method.name]
     if theirs_of.scores != ours_of.scores:
         raise ValueError(
-            f"init_from: {config.init_from} was trained with method {base['method']['name']}, whose scores are "
+            f"init_from: {config.init_from} was trained with method {name}, whose scores are "
             f"{SCORE_NAMES[theirs_of.scores]}, this run is with {config.method.name}, whose scores are "
             f"{SCORE_NAMES[ours_of.scores]}; take a base step of a method with the same scores: "
             f"{', '.join(name for name, method in METHODS.items() if method.scores == ours_of.scores)}"

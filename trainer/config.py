@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, StrictInt, ValidationError, field_validator
@@ -164,6 +164,10 @@ class LoggingConfig(Section):
 
 
 class Config(Section):
+    moved: ClassVar = {
+        "loss": "a loss is set by fields of its method now, such as method: {name: mbs, output_weight: 25, selective: "
+        "false} for loss.output_distillation.weight and loss.pseudo_label.kind; docs/configuration.md lists them"
+    }
     task: str | list[list[str]]
     """'15-1' (15 classes, then one a step), 'offline', or lists of class names, one a step."""
     class_order: str | list[StrictInt] | None = None
@@ -337,6 +341,27 @@ def _stand_in(values: Mapping[str, Any], wrong: Collection[str]) -> Config:
 def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Return 'field: theirs → ours' for every field that may change a result and differs."""
     return compare(ours, theirs, MAY_DIFFER)
+
+
+def describe_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Say why a run whose stored configuration is `theirs` is none of `ours`; '' where results cannot differ."""
+    differing = differing_fields(ours, with_defaults(theirs))
+    foreign = foreign_fields(theirs)
+    if differing and foreign:
+        return (
+            f"holds a run of another version of this code, whose config this one does not read ({', '.join(foreign)}); "
+            "its results.json names the commit"
+        )
+    return f"holds a run with another config ({'; '.join(differing)}, there → here)" if differing else ""
+
+
+def foreign_fields(values: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a stored configuration that this code does not know or allow."""
+    try:
+        Config.model_validate(values)
+    except ValidationError as error:
+        return list(dict.fromkeys(field for field, _ in describe_errors(error, Config, Path(), ())))
+    return []
 
 
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:

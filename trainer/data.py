@@ -19,6 +19,22 @@ def open_split(config: Config, split: str, problems: list[str] | None = None) ->
     return DATASETS[config.data.name].open(config.data, split, problems)
 
 
+def open_splits(config: Config) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Open both splits, training first; raises ValueError or OSError, of both where both are wrong."""
+    opened, errors = [], []
+    for split in ("train", "val"):
+        try:
+            opened.append(open_split(config, split))
+        except (ValueError, OSError) as error:
+            errors.append(error)
+    told = list(dict.fromkeys(str(error) for error in errors))
+    if len(told) > 1:
+        raise ValueError("\n".join(told))
+    if errors:
+        raise errors[0]
+    return opened[0], opened[1]
+
+
 def resolve_class_order(config: Config) -> list[int] | None:
     """Return the class order as data set ids; raises ValueError for a name that is not known."""
     if not isinstance(config.class_order, str):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from datasets.file_dataset import FileDataset, check_libraries
@@ -11,9 +12,16 @@ from datasets.source import SegmentationDataset
 from datasets.tasks import Step, Task, build_task
 from datasets.transforms import EvaluateTransform
 from trainer.checkpoint import checkpoint_path, new_model
-from trainer.checks import check_base, check_config, check_run_dir, check_selection, finished_steps
+from trainer.checks import (
+    check_base,
+    check_config,
+    check_images,
+    check_run_dir,
+    check_selection,
+    finished_steps,
+)
 from trainer.config import Config
-from trainer.data import choose_memories, index_splits, open_split, resolve_class_order
+from trainer.data import choose_memories, index_splits, open_split, open_splits, resolve_class_order
 from trainer.network import Network, new_network
 from trainer.sampling import TrainSampler
 from utils.distributed import Worker, seed_everything
@@ -95,7 +103,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
     """
     check_config(config, worker)
     worker.main_only(lambda: check_run_dir(config))
-    train, val = open_split(config, "train"), open_split(config, "val")
+    train, val = open_splits(config)
     task = build_task(config.task, train.classes, resolve_class_order(config))
     image_classes, left_out = worker.main_only(lambda: index_splits(config, train, val))
     selected = [
@@ -111,6 +119,9 @@ def prepare(config: Config, worker: Worker) -> Plan:
         for setting in SETTINGS
     }
     finished = worker.main_only(lambda: finished_steps(config, task))
+    if len(finished) < len(task.steps):
+        for dataset in (train, val):
+            worker.main_only(partial(check_images, config, dataset))
     base_network = None
     if not worker.main_only(checkpoint_path(config.run_dir, 0).exists):
         if config.init_from is not None:

@@ -13,7 +13,7 @@ import torch
 
 from datasets.tasks import Step
 from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model
-from trainer.checks import uses_sync_batch_norm
+from trainer.checks import ids_path, list_ids, uses_sync_batch_norm
 from trainer.learn import learn
 from trainer.panels import draw_panels
 from trainer.plan import Plan
@@ -87,6 +87,10 @@ def describe_run(session: Session) -> None:
     config, run_dir, task = plan.config, session.run_dir, plan.task
     if worker.is_main:
         write_atomic(run_dir / "config.yaml", config.to_yaml())
+        for dataset in (plan.train, plan.val):
+            path = ids_path(config, dataset.split)
+            if not path.exists():
+                write_atomic(path, list_ids(dataset))
         colours = [plan.val.palette[i] for i in task.class_ids]
         write_task(
             run_dir,

@@ -40,7 +40,7 @@ def add_set(group: argparse._ArgumentGroup, of: str = "the config") -> None:
         action="append",
         default=[],
         dest="overrides",
-        help=f"override a field of {of}, as in --set train.batch_size=8 (repeatable)",
+        help=f"override a field of {of}, as in --set train.batch_size=8 (repeatable; of two values the last counts)",
     )
 
 

@@ -115,3 +115,18 @@ def test_a_part_of_a_split_reads_from_its_cache_and_leaves_the_other_entries(
     assert index_classes(part, cache, 0, progress=False) == {i: whole[i] for i in "ca"}
     assert index_classes(split, cache, 0, progress=False) == whole
     assert len(list(cache.iterdir())) == 1
+
+
+def test_a_folder_in_place_of_a_list_is_refused_with_its_field(tmp_path: Path, split: FileDataset) -> None:
+    with pytest.raises(DataError, match=rf"^data\.val_ids: {tmp_path}: is a folder; give a text file$"):
+        keep_listed(split, tmp_path, "data.val_ids")
+
+
+def test_ids_that_stand_twice_and_unknown_ones_are_told_together_and_what_an_id_is(
+    tmp_path: Path, split: FileDataset
+) -> None:
+    with pytest.raises(DataError) as caught:
+        keep_listed(split, write_list(tmp_path, "a\na\nimages/train/b.jpg\n"), "data.train_ids")
+    twice, unknown = str(caught.value).splitlines()
+    assert "the id 'a' is given more than once" in twice
+    assert unknown.endswith("an id is the name of a file without folder and suffix")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import builtins
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.support.cli import call_main, set_fields, write_tiny_config
 from tests.support.data import Mask, stripes, write_folder
@@ -88,6 +90,19 @@ def test_gpu_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert_refused(outcome, tmp_path, ["--device cuda", "no GPU"])
 
 
+def test_the_folder_of_a_run_of_other_code_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    config = write_tiny_config(tmp_path)
+    run_dir = tmp_path / "runs" / "old"
+    run_dir.mkdir(parents=True)
+    old = {"method": "mbs", "loss": {"output_distillation": {"weight": 10}}}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | old))
+    outcome = call_main("--config", str(config), "--log", "old")
+    assert (outcome.returncode, outcome.stdout) == (2, "")
+    told = f"error: {run_dir}: holds a run of another version of this code, whose config this one does not read (loss)"
+    assert outcome.stderr.startswith(told)
+    assert outcome.stderr.count("\n") == 1
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -102,9 +117,11 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 class TestWrongFolder:
     """A data set of one's own with something wrong in it."""
 
-    def train(self, tmp_path: Path, task: str = "[[pear], [kiwi]]") -> subprocess.CompletedProcess[str]:
+    def train(
+        self, tmp_path: Path, task: str = "[[pear], [kiwi]]", overrides: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
         config = write_tiny_config(tmp_path)
-        overrides = ["data.name=folder", f"data.root={tmp_path / 'data'}", f"task={task}"]
+        overrides = ["data.name=folder", f"data.root={tmp_path / 'data'}", f"task={task}", *overrides]
         arguments = ["--config", str(config), "--log", "wrong", *set_fields(*overrides)]
         return call_main(*arguments)
 
@@ -148,6 +165,37 @@ class TestWrongFolder:
         self.write(tmp_path)
         outcome = self.train(tmp_path, task="[[pear], [fig]]")
         assert_refused(outcome, tmp_path, ["step 1 (fig)", "no training image"])
+
+    def test_both_lists_of_images_are_judged(self, tmp_path: Path) -> None:
+        self.write(tmp_path)
+        lists = ["data.train_ids=/no/train.txt", "data.val_ids=/no/val.txt"]
+        outcome = self.train(tmp_path, overrides=lists)
+        assert_refused(outcome, tmp_path, ["data.train_ids: /no/train.txt", "data.val_ids: /no/val.txt"])
+
+    @pytest.mark.parametrize(("split", "after"), [("train", "img0 img1 img3"), ("val", "img2 img1 img0")])
+    def test_a_run_does_not_go_on_with_other_images_than_it_has_begun_with(
+        self, tmp_path: Path, split: str, after: str
+    ) -> None:
+        self.write(tmp_path)
+        ids = tmp_path / "ids.txt"
+        ids.write_text("img0\nimg1\nimg2\n")
+        overrides = [f"data.{split}_ids={ids}"]
+        assert self.train(tmp_path, overrides=overrides).returncode == 0
+        run_dir = tmp_path / "runs" / "wrong"
+        assert (run_dir / "image_ids" / f"{split}.txt").read_text() == ids.read_text()
+        (run_dir / "checkpoints" / "step_1.pth").unlink()
+        ids.write_text("\n".join(after.split()))
+        outcome = self.train(tmp_path, overrides=overrides)
+        assert (outcome.returncode, outcome.stderr.count("error: ")) == (2, 1)
+        told = "1 are missing, such as 'img2' and 1 are new, such as 'img3'"
+        for text in (
+            f"data.{split}_ids ({ids})",
+            told if split == "train" else "they stand in another order",
+        ):
+            assert text in outcome.stderr
+        assert not (run_dir / "checkpoints" / "step_1.pth").exists()
+        ids.write_text("img0\nimg1\nimg2\n")
+        assert self.train(tmp_path, overrides=overrides).returncode == 0
 
     def test_missing_classes(self, tmp_path: Path) -> None:
         path = self.write(tmp_path) / "classes.txt"

@@ -145,7 +145,7 @@ def test_what_cannot_be_recorded_is_named_and_the_table_is_left_as_it_was(
     wrong = {
         f"{unfinished}: has finished 1 steps": [unfinished],
         "mbs_0: two runs have this name": [runs[0], twin],
-        f"{younger / 'config.yaml'}: cannot be made from": [younger],
+        f"{younger / 'config.yaml'}: written by another version of this code": [younger],
         str(tmp_path / "none"): [tmp_path / "none"],
     }
     for expected, folders in wrong.items():

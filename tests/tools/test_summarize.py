@@ -171,6 +171,36 @@ def test_a_condition_that_cannot_be_met_is_told(runs: list[str], capsys: pytest.
         assert expected in capsys.readouterr().err
 
 
+def test_a_run_without_a_field_that_others_have_does_not_match(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Path(runs[0]) / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8") + "method.selective: false\n", encoding="utf-8")
+    assert main([*runs, "--where", " method.selective = False", "--format", "json", "--group-by", "log"]) == 0
+    assert [row["log"] for row in json.loads(capsys.readouterr().out)] == [Path(runs[0]).name]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("seed", "x", "seed: expected a number, found 'x'"),
+        ("task", ["a"], r"task: expected a text, found \['a'\]"),
+        ("class_names", "x", "class_names: expected a list of names"),
+        ("miou", float("nan"), "miou_all: expected a number or null, found nan"),
+    ],
+)
+def test_results_of_a_wrong_form_are_named(runs: list[str], field: str, value: Any, told: str) -> None:
+    path = Path(runs[0]) / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8"))
+    if field == "miou":
+        results["steps"][-1]["miou_all"] = value
+    else:
+        results[field] = value
+    path.write_text(json.dumps(results), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"results\.json: not the results of a run .*{told}"):
+        read_run(Path(runs[0]))
+
+
 def test_rows_of_a_figure_are_told_apart_by_name_colour_and_marker(runs: list[str]) -> None:
     rows = summarize([read_run(Path(run)) for run in runs], ["task", "method"])
     assert name_rows(rows) == (["mbs", "finetune"], "1-1")

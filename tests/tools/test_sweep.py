@@ -291,13 +291,33 @@ def test_a_finished_run_of_another_config_is_a_failure_and_is_not_touched(
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"config": "configs/demo.yaml", "method": ["mbs"]}, "sweep.yaml: method: Extra inputs"),
-        ({"methods": ["mbs"]}, "sweep.yaml: config: Field required"),
+        (
+            {"config": "configs/demo.yaml", "method": ["mbs"]},
+            "sweep.yaml: method: unknown key; did you mean 'methods'",
+        ),
+        ({"methods": ["mbs"]}, "sweep.yaml: config: missing, has no default"),
         ({"config": "configs/demo.yaml", "seeds": "0"}, "sweep.yaml: seeds: Input should be a valid list"),
         ({"config": "configs/none.yaml"}, "none.yaml: no such config file"),
         (
             {"config": "configs/demo.yaml", "methods": ["lfw"]},
             "sweep_lfw: --set: method.name: there is no 'lfw'",
+        ),
+        ({"config": "configs/demo.yaml", "seeds": [True]}, r"sweep.yaml: seeds\.0: .* found True"),
+        (
+            {"config": "configs/demo.yaml", "variants": {"a": "seed=1"}},
+            "sweep.yaml: variants: a: expected a list of --set arguments",
+        ),
+        (
+            {"config": "configs/demo.yaml", "variants": "configs/demo.yaml"},
+            "variants: configs/demo.yaml: task: expected a list of --set arguments",
+        ),
+        (
+            {"config": "configs/demo.yaml", "methods": ["plop"], "set": ["method.orthogonal=false"]},
+            "sweep_plop: --set: method.orthogonal: unknown key; it is a field of method mbs, not of plop",
+        ),
+        (
+            {"config": "configs/demo.yaml", "methods": ["mbs"], "variants": {"a": ["method=plop"]}},
+            "sweep_mbs_a: --set method=plop: the sweep varies method itself; keep one",
         ),
         ({"config": "configs/demo.yaml", "runs": [{}, {}]}, "sweep: two runs have this name"),
         ({"config": "configs/demo.yaml", "runs": {"a": {}}}, "sweep.yaml: runs: expected a list"),

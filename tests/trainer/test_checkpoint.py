@@ -9,7 +9,14 @@ import torch
 
 from models import SegmentationModel
 from tests.support.cli import write_tiny_config
-from trainer.checkpoint import checkpoint_path, load_checkpoint, new_model, restore_model, save_checkpoint
+from trainer.checkpoint import (
+    checkpoint_path,
+    digest,
+    load_checkpoint,
+    new_model,
+    restore_model,
+    save_checkpoint,
+)
 from trainer.config import Config, load_config
 
 
@@ -148,3 +155,13 @@ def test_class_counts_that_do_not_fit_the_weights_are_refused(
     save(path, model, num_classes=[5])
     with pytest.raises(ValueError, match=r"checkpoint of step 1 does not fit the configured model: .*heads"):
         restore_model(config, load_checkpoint(path))
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_with_what_to_do(path: Path) -> None:
+    old = {"model": {}, "num_classes": [2], "class_names": ["background", "disc"], "step": 0, "config": {}}
+    path.parent.mkdir(parents=True)
+    torch.save(old | {"digest": digest(old)}, path)
+    with pytest.raises(
+        ValueError, match=r"written by another version .* lacks method_state, parts.*train it"
+    ):
+        load_checkpoint(path)

@@ -247,3 +247,67 @@ def test_a_method_is_refused_with_a_model_that_lacks_what_it_is_about(
 ) -> None:
     (line,) = refusal(write_config(tmp_path), f"method={method}", "model=segmenter")
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        (
+            "loss.output_distillation.weight=18",
+            "--set: loss: unknown key; a loss is set by fields of its method now",
+        ),
+        ("data.shapes.num_train=3", "--set: data.shapes: unknown key; its fields stand in data itself now"),
+        (
+            "model.auxiliary_classifier=true",
+            "--set: model.auxiliary_classifier: unknown key; leave it out: method dkd",
+        ),
+        (
+            "method.stage_weight=3",
+            "--set: method.stage_weight: unknown key; it is a field of method plop, not of mbs",
+        ),
+        ("evaluate.scales=[true]", "--set: evaluate.scales: expected a list without true or false"),
+        (
+            "method.output_weight={a: 1}",
+            "--set: method.output_weight: Input should be a valid number, found {'a': 1}",
+        ),
+        ("train=null", "--set: train: expected a mapping of fields, found None"),
+        ("init_from=3", "--set: init_from: expected a path, found 3"),
+        ("class_order=3", "--set: class_order: Input should be a valid string or a valid list, found 3"),
+        (".method=3", "--set .method=3: expected key.sub=value"),
+        (
+            "method={name: plop, name: mbs}",
+            "--set method={name: plop, name: mbs}: the value is not valid YAML: name: ",
+        ),
+    ],
+)
+def test_a_wrong_field_is_told_once_with_what_to_write_instead(
+    tmp_path: Path, override: str, told: str
+) -> None:
+    text = "\n".join(refusal(write_config(tmp_path), override))
+    assert text.startswith(told)
+    assert text.count("--set") == told.count("--set")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["method={name: mbs}", "method.name=plop"],
+            "--set method: given as plop and as {'name': 'mbs'}; keep one",
+        ),
+        (
+            ["method.threshold=0.3", "method={name: plop}"],
+            "--set method.threshold: undone by the later --set method",
+        ),
+    ],
+)
+def test_a_set_that_another_one_would_undo_is_refused(
+    tmp_path: Path, overrides: list[str], told: str
+) -> None:
+    (line,) = refusal(write_config(tmp_path), *overrides)
+    assert line.startswith(told)
+
+
+def test_of_two_values_of_a_field_the_last_counts(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path), ["seed=1", "method=mbs", "seed=2", "method=plop"])
+    assert (config.seed, config.method.name) == (2, "plop")

@@ -24,22 +24,26 @@ class Row(NamedTuple):
 def select(runs: Sequence[Run], where: str) -> list[Run]:
     """Return the runs whose fields match every 'FIELD=PATTERN' of `where`, which commas separate.
 
-    A pattern is a shell's (*, ?, [a-z]); alternatives are joined by '|', and the runs stand in their order. Raises
-    ValueError for what is no such condition, for a field that a run lacks, and where no run is left.
+    A pattern is a shell's (*, ?, [a-z]); alternatives are joined by '|', and the runs stand in their order. A run
+    without the field, such as one of another method, matches no pattern. Raises ValueError for what is no such
+    condition, for a field that no run has, and where no run is left.
     """
-    conditions = [condition.strip().partition("=") for condition in where.split(",")]
+    conditions = [tuple(part.strip() for part in text.partition("=")) for text in where.split(",")]
     wrong = [name for name, separator, pattern in conditions if not (name and separator and pattern)]
     if wrong:
         raise ValueError(
             f"--where {where}: expected FIELD=PATTERN,FIELD=PATTERN, such as setting=overlap,log=*_mbs_*"
         )
+    for name, _, _ in conditions:
+        if not any(name in run.fields for run in runs):
+            runs[0].field(name, "--where")
 
     def ranks(run: Run) -> list[int | None]:
         """Return the place of the first alternative that matches, for every condition; None where none does."""
         found = []
         for name, _, patterns in conditions:
-            value = run.field(name, "--where")
-            matching = [i for i, pattern in enumerate(patterns.split("|")) if fnmatchcase(value, pattern)]
+            alternatives = patterns.split("|") if name in run.fields else []
+            matching = [i for i, p in enumerate(alternatives) if fnmatchcase(str(run.fields[name]), p)]
             found.append(min(matching, default=None))
         return found
 

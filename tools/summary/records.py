@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from tools.summary.runs import SCALARS, Run, make_run, read_run
-from trainer.config import MAY_DIFFER, differing_fields, load_config, with_defaults
+from trainer.config import MAY_DIFFER, differing_fields, foreign_fields, load_config, with_defaults
 from utils.config.fields import flatten, is_below
 from utils.config.read import read_yaml
 from utils.files import write_atomic
@@ -45,6 +45,8 @@ def enumerate_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, text in enumerate(path.read_bytes().splitlines(), 1):
         try:
             line = json.loads(text)
+            if not isinstance(line, dict):
+                raise TypeError(f"expected a mapping, found {type(line).__name__}")
             name = line["name"]
             if not isinstance(name, str) or not isinstance(line["changes"], dict):
                 raise TypeError("name has to be a text, changes a mapping")
@@ -94,7 +96,14 @@ def record_run(folder: Path, base: Path, note: str = "") -> dict[str, Any]:
             f"{folder}: has finished {len(run.results['steps'])} steps of its task; a table holds whole tasks: "
             "rerun its command"
         )
-    config = with_defaults(read_yaml(folder / "config.yaml"))
+    stored = read_yaml(folder / "config.yaml")
+    if foreign := foreign_fields(stored):
+        raise ValueError(
+            f"{folder / 'config.yaml'}: written by another version of this code, whose config this one does not read "
+            f"({', '.join(foreign)}); tools.summarize reads the folder itself, a line of a table needs a run of this "
+            "version"
+        )
+    config = with_defaults(stored)
     changes = changes_from(base, run.fields["method"], config)
     name = folder.resolve().name
     try:

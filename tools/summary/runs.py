@@ -1,6 +1,7 @@
 """Runs as tables over many of them see them: results, and every field that runs can be grouped by."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,11 +57,16 @@ def read_run(folder: Path) -> Run:
 def make_run(source: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> Run:
     """Return the run of a flat config and its results; raises ValueError, KeyError or TypeError for anything else."""
     scalars = {name: results[name] for name in SCALARS}
+    for name, value in scalars.items():
+        if not isinstance(value, int if name == "seed" else str):
+            raise TypeError(f"{name}: expected {'a number' if name == 'seed' else 'a text'}, found {value!r}")
     for step in results["steps"]:
         len(step["per_class_iou"])
         for score in COLUMNS:
             score_of(step, score)
-    len(results["class_names"])
+    names = results["class_names"]
+    if not isinstance(names, list) or not names:
+        raise TypeError(f"class_names: expected a list of names, found {names!r}")
     variant = config.get("variant") or results["method"]
     options = {name: value for name, value in config.items() if name != "method.name"}
     return Run(source, results, options | scalars | {"variant": variant})
@@ -71,4 +77,6 @@ def score_of(step: Mapping[str, Any], score: str) -> float | None:
     value: Any = step
     for name in score.split("."):
         value = value[name]
+    if value is not None and not math.isfinite(float(value)):
+        raise ValueError(f"{score}: expected a number or null, found {value!r}")
     return value if value is None else float(value)

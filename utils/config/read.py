@@ -9,8 +9,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from utils.config.fields import set_field
-from utils.config.section import choice_of, common_fields
-from utils.config.yaml_file import load_yaml
+from utils.config.section import Section, choice_of, common_fields
+from utils.config.yaml_file import load_yaml, parse_yaml
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -26,10 +26,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_override(override: str) -> tuple[str, Any]:
     """Split `key.sub=value`; the value is read as YAML. Raises ValueError."""
     key, separator, text = override.partition("=")
-    if not separator or not key.strip():
+    if not separator or not all(part.strip() for part in key.split(".")):
         raise ValueError(f"--set {override}: expected key.sub=value")
     try:
-        return key.strip(), yaml.safe_load(text)
+        return key.strip(), parse_yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(f"--set {override}: the value is not valid YAML: {error}") from error
 
@@ -41,7 +41,7 @@ def apply_overrides(
 
     Where a section is chosen by name (`method=plop`, `data.name=folder`), another name than the one in `values` takes
     that section's own defaults, but for fields that all sections share; the same name changes nothing. Names come
-    first: fields set beside them belong to the section named.
+    first: fields set beside them belong to the section named. A field that is set twice has its last value.
     """
     parsed, keys, problems = [], [], []
     for override in overrides:
@@ -50,6 +50,7 @@ def apply_overrides(
         except ValueError as error:
             problems.append(str(error))
     names = [(key, value) for key, value in parsed if isinstance(value, str) and names_section(schema, key)]
+    problems += _conflicts(parsed, names)
     for field, name in {key.removesuffix(".name"): name for key, name in names}.items():
         choose(schema, values, field, name)
     keys += [key for key, _ in names]
@@ -65,6 +66,25 @@ def apply_overrides(
         except ValueError as error:
             problems.append(str(error))
     return keys, problems
+
+
+def _conflicts(parsed: Sequence[tuple[str, Any]], names: Sequence[tuple[str, Any]]) -> list[str]:
+    """Return a line for every override that another one would undo; names: those that choose a section."""
+    problems = []
+    sections: dict[str, list[str]] = {}
+    for key, name in names:
+        sections.setdefault(key.removesuffix(".name"), []).append(name)
+    for field, chosen in sections.items():
+        whole = [str(value) for key, value in parsed if key == field and not isinstance(value, str)]
+        given = list(dict.fromkeys([*chosen, *whole]))
+        if whole and len(given) > 1:
+            problems.append(f"--set {field}: given as {' and as '.join(given)}; keep one")
+    keys = [key for key, _ in parsed if key not in dict(names)]
+    for index, key in enumerate(keys):
+        undoing = next((later for later in keys[index + 1 :] if key.startswith(f"{later}.")), None)
+        if undoing is not None:
+            problems.append(f"--set {key}: undone by the later --set {undoing}; set it after that, or in it")
+    return problems
 
 
 def names_section(schema: type[BaseModel], key: str) -> bool:
@@ -97,7 +117,18 @@ def describe_errors(
 
     path: the file that the values came from; overridden: keys that `--set` gave instead.
     """
-    return [_describe(detail, schema, path, overridden) for detail in error.errors()]
+    details = [(_walk(schema, detail["loc"])[0], detail) for detail in error.errors()]
+    described = []
+    for names, detail in details:
+        # Of a field that may be a text or a list, pydantic tells what is wrong with it as either.
+        alike = [other for found, other in details if found == names and other["input"] is detail["input"]]
+        is_deeper = any(len(found) > len(names) and found[: len(names)] == names for found, _ in details)
+        if detail is alike[0] and not is_deeper:
+            message = " or ".join(
+                [detail["msg"], *(other["msg"].removeprefix("Input should be ") for other in alike[1:])]
+            )
+            described.append(_describe(detail | {"msg": message}, schema, path, overridden))
+    return described
 
 
 def _describe(error: Any, schema: type[BaseModel], path: Path, overridden: Sequence[str]) -> tuple[str, str]:
@@ -108,7 +139,7 @@ def _describe(error: Any, schema: type[BaseModel], path: Path, overridden: Seque
     )
     source = "--set" if is_overridden else str(path)
     if error["type"] == "extra_forbidden":
-        return field, f"{source}: {field}: unknown key; {_suggest(names[-1], list(section.model_fields))}"
+        return field, f"{source}: {field}: unknown key; {_describe_unknown(error, schema, names, section)}"
     if error["type"] == "missing":
         return field, f"{source}: {field}: missing, has no default"
     choice = choice_of(schema, names[0]) if len(names) == 1 else None
@@ -126,9 +157,28 @@ def _describe(error: Any, schema: type[BaseModel], path: Path, overridden: Seque
             f"{source}: {field}: expected a name, or a mapping with one, found {found}; "
             f"known: {', '.join(choice.table)}"
         )
-    message = error["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(error["input"], dict | BaseModel) else f", found {error['input']!r}"
+    plain = {"model_type": "expected a mapping of fields", "path_type": "expected a path"}
+    message = plain.get(error["type"], error["msg"].removeprefix("Value error, "))
+    found = "" if isinstance(error["input"], BaseModel) else f", found {error['input']!r}"
     return field, f"{source}: {field + ': ' if field else ''}{message}{found}"
+
+
+def _describe_unknown(
+    error: Any, schema: type[BaseModel], names: Sequence[str], section: type[BaseModel]
+) -> str:
+    """Say what to write instead of a key that a section does not have."""
+    key, known = names[-1], [field.alias or name for name, field in section.model_fields.items()]
+    if issubclass(section, Section) and key in section.moved:
+        return section.moved[key]
+    choice = choice_of(schema, names[0])
+    if choice is not None and len(names) == 2:
+        others = [name for name, other in choice.table.items() if key in other.model_fields]
+        if others:
+            return (
+                f"it is a field of {names[0]} {', '.join(others)}, not of {error['loc'][1]}; "
+                f"known here: {', '.join(known)}"
+            )
+    return _suggest(key, known)
 
 
 def _suggest(name: str, known: list[str]) -> str:

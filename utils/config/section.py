@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Union, get_args
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -21,6 +21,9 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    moved: ClassVar[Mapping[str, str]] = {}
+    """What to write instead of a key that this section had once, as the end of a sentence."""
+
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
@@ -31,6 +34,9 @@ class Section(BaseModel):
             raise ValueError("expected a number, not true or false")
         if isinstance(value, int | float) and not isinstance(value, bool) and bool in allowed:
             raise ValueError("expected true or false" + (", or a text" if str in allowed else ""))
+        items = value if get_origin(annotation) is list and isinstance(value, list) else []
+        if any(isinstance(item, bool) for item in items):
+            raise ValueError("expected a list without true or false")
         return value
 
 

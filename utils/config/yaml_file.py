@@ -9,9 +9,14 @@ import yaml
 def load_yaml(path: Path) -> Any:
     """Return what a YAML file holds; raises ValueError naming the file, also where a key stands twice."""
     try:
-        return _UniqueKeyLoader(path.read_text(encoding="utf-8-sig")).get_single_data()
+        return parse_yaml(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what a text in YAML holds; raises yaml.YAMLError, also where a key stands twice."""
+    return _UniqueKeyLoader(text).get_single_data()
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -38,7 +38,9 @@ def config_tables(left_out: Collection[str] = ()) -> str:
             own = {key: field for key, field in section.model_fields.items() if key not in shared}
             sets = dict(flatten(METHODS[option].defaults)) if name == "method" else {}
             if sets:
-                told = ", ".join(f"`{key}: {value}`" for key, value in sets.items())
+                told = ", ".join(
+                    f"`{key}: {json.dumps(value)}`".replace('"', "") for key, value in sets.items()
+                )
                 lines += ["", f"`{name}: {option}` sets {told}."]
             if own:
                 lines += ["", f"`{name}: {option}`:", "", *HEADER]

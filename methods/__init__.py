@@ -7,6 +7,7 @@ from methods.lwf import ILT, LwF
 from methods.mbs import MBS
 from methods.mib import MiB
 from methods.plop import PLOP
+from methods.ridge import Ridge
 from methods.ssul import SSUL
 
 METHODS: dict[str, type[Method]] = {
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "plop": PLOP,
     "ssul": SSUL,
     "dkd": DKD,
+    "ridge": Ridge,
 }
 
 __all__ = ["METHODS", "Method", "Output", "Targets", "Term", "means", "method_of_step"]

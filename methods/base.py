@@ -45,6 +45,9 @@ class Looks(Protocol):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Output]]:
         """Yield images (B,3,H,W), labels (B,H,W) int64 and what the old model says of them, without gradient."""
 
+    def whole_images(self, of_base_step: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (1,3,H,W) and labels (1,H',W') int64 of this step or of the base step, whole and as they are."""
+
     def sum(self, x: Tensor) -> Tensor:
         """Return x added up over all ranks."""
 
@@ -103,7 +106,7 @@ class Method:
     step to step; they are part of every save, and of the weights that `checkpoint: best_…` chooses. All ranks must hold
     the same: the main one's are saved. modules: what `parts` has made, on the step's device. parts_are_trained: whether
     an earlier step has trained them. model: the network that trains, for terms that ask it for more than its output of
-    the batch.
+    the batch. looks: the step's images, for an `end_step` that goes over them.
     """
 
     class Options(NamedSection):
@@ -119,6 +122,10 @@ class Method:
     """What the model's logits are read as."""
     needs_stages: ClassVar[bool] = False
     """Whether a term looks at the feature maps of the backbone's stages."""
+    trains: ClassVar[bool] = True
+    """Whether the step has iterations; false where `begin_step` does all there is to do."""
+    needs_base_images: ClassVar[bool] = False
+    """Whether step 1 goes over the base step's images where the base step's checkpoint has no state of the method."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Other fields of the config that the method sets where neither file nor command line does."""
 
@@ -130,6 +137,7 @@ class Method:
         self.modules = nn.ModuleDict()
         self.parts_are_trained = False
         self.model: SegmentationModel | None = None
+        self.looks: Looks | None = None
 
     @property
     def needs_old_model(self) -> bool:

@@ -1,5 +1,6 @@
 """What the trainer asks of a model."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -7,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.backbone import pixel_statistics
+from models.closed_form import ClosedFormClassifier
 from models.output import SegOutput, most_likely, upsample
 from utils.config.section import NamedSection
 
@@ -47,12 +49,15 @@ class SegmentationModel(nn.Module):
     """Whether forward can return the feature maps of the backbone's stages."""
     has_linear_classifier: ClassVar[bool] = False
     """Whether a class is a row of a 1x1 classifier over the features."""
+    maps: ClassVar[tuple[str, ...]] = ()
+    """Names of the maps by which `describe` can describe a cell."""
     pixel_mean: Tensor
     pixel_std: Tensor
 
     def __init__(self, num_classes: list[int], options: Any, image_size: int = 512) -> None:
         super().__init__()
         self.options = options
+        self.closed_form: ClosedFormClassifier | None = None
         mean, std = pixel_statistics(options.backbone)
         self.register_buffer("pixel_mean", mean.view(3, 1, 1))
         self.register_buffer("pixel_std", std.view(3, 1, 1))
@@ -84,6 +89,17 @@ class SegmentationModel(nn.Module):
         Models that decode classes per image cannot.
         """
         raise NotImplementedError
+
+    def describe(self, images: Tensor, described_by: Sequence[str]) -> Tensor:
+        """Return what each cell is described by (B,F,h,w): names of `maps` and of `models.closed_form.CONTEXTS`.
+
+        images: (B,3,H,W), as forward takes them.
+        """
+        raise NotImplementedError
+
+    def solve_classes(self, described_by: Sequence[str], weight: Tensor, bias: Tensor) -> None:
+        """Let a solved classifier of weights (K,F) and constants (K,) score all classes from now on."""
+        self.closed_form = ClosedFormClassifier(described_by, weight, bias).to(self.pixel_mean.device)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """Return the parameters trained at the backbone's learning rate."""

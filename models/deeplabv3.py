@@ -1,14 +1,17 @@
 """DeepLabV3 (Chen et al., arXiv 1706.05587) over any timm backbone, with a classifier that grows."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from models.backbone import build_backbone
 from models.base import ModelOptions, SegmentationModel, Start
 from models.classifier import GrowingClassifier
+from models.closed_form import join_maps
 from models.output import SegOutput
 
 
@@ -64,6 +67,7 @@ class DeepLabV3(SegmentationModel):
     trains_on_single_images = False
     has_stages = True
     has_linear_classifier = True
+    maps = ("head", "aspp", "backbone", "stages")
 
     def __init__(self, num_classes: list[int], options: Options, image_size: int = 512) -> None:
         super().__init__(num_classes, options, image_size)
@@ -92,8 +96,28 @@ class DeepLabV3(SegmentationModel):
 
     def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
         stages = self.backbone(self.normalise(images))
-        features = self.project(self.aspp(stages[-1]))
-        grid_logits = self.classify(features)
+        pyramid = self.aspp(stages[-1])
+        features = self.project(pyramid)
+        if self.closed_form is None:
+            grid_logits = self.classify(features)
+        else:
+            described_by = self.closed_form.described_by
+            grid_logits = self.closed_form(self._describe(stages, pyramid, features, described_by))
         logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
         kept = tuple(stages) if with_stages else ()
         return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), None, kept)
+
+    def describe(self, images: Tensor, described_by: Sequence[str]) -> Tensor:
+        stages = self.backbone(self.normalise(images))
+        pyramid = self.aspp(stages[-1])
+        return self._describe(stages, pyramid, self.project(pyramid), described_by)
+
+    def _describe(
+        self, stages: list[Tensor], pyramid: Tensor, features: Tensor, described_by: Sequence[str]
+    ) -> Tensor:
+        """Join the maps that are asked for; 'stages' are all but the backbone's last one."""
+        maps = {"head": features, "aspp": pyramid, "backbone": stages[-1]}
+        if "stages" in described_by:
+            grid = features.shape[2], features.shape[3]
+            maps["stages"] = torch.cat([F.adaptive_avg_pool2d(x, grid) for x in stages[:-1]], dim=1)
+        return join_maps(maps, described_by)

@@ -65,6 +65,10 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[Se
 
 def load_weights_of(checkpoint: dict[str, Any], model: SegmentationModel) -> None:
     """Put a checkpoint's weights into a model; raises ValueError where they do not fit."""
+    described_by = checkpoint.get("described_by")
+    if described_by is not None:
+        weight, bias = (checkpoint["model"][f"closed_form.{name}"] for name in ("weight", "bias"))
+        model.solve_classes(described_by, weight, bias)
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError as error:

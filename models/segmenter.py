@@ -1,6 +1,7 @@
 """Segmenter (Strudel et al., arXiv 2105.05633): a ViT of timm and a mask transformer whose class tokens grow."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from models.backbone import build_vit
 from models.base import ModelOptions, SegmentationModel, Start
+from models.closed_form import join_maps
 from models.output import SegOutput, most_likely, upsample
 
 
@@ -123,6 +125,7 @@ class Segmenter(SegmentationModel):
         """Stochastic depth of the last of them; it rises linearly from 0."""
 
     trains_on_single_images = True
+    maps = ("head", "backbone")
 
     def __init__(self, num_classes: list[int], options: Options, image_size: int = 512) -> None:
         super().__init__(num_classes, options, image_size)
@@ -165,19 +168,31 @@ class Segmenter(SegmentationModel):
         return torch.Size(side * self.patch_size for side in grid_logits.shape[2:])
 
     def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
+        backbone, features, class_embeddings = self._encode(images)
+        if self.closed_form is None:
+            grid_logits = self._masks(features, class_embeddings)
+        else:
+            maps = {"head": features, "backbone": backbone}
+            grid_logits = self.closed_form(join_maps(maps, self.closed_form.described_by))
+        logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
+        return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), class_embeddings)
+
+    def describe(self, images: Tensor, described_by: Sequence[str]) -> Tensor:
+        backbone, features, _ = self._encode(images)
+        return join_maps({"head": features, "backbone": backbone}, described_by)
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the backbone's patches (B,C,h,w), the projected patches (B,D,h,w) and the class embeddings (B,K,D)."""
         height, width = images.shape[2:]
         # Whole numbers all the way: torch.export follows them where sizes are dynamic, and loses track of a ceil.
         grid = [(side + self.patch_size - 1) // self.patch_size for side in (height, width)]
         missing = [cells * self.patch_size - side for cells, side in zip(grid, (height, width), strict=True)]
         # Normalised, the mean colour is 0.
         x = F.pad(self.normalise(images), (0, missing[1], 0, missing[0]))
-        patches = self.backbone.forward_features(x)[:, self.backbone.num_prefix_tokens :]
-        class_tokens = self.classifier.class_tokens()
-        patches, class_embeddings = self.decoder(patches, class_tokens)
-        features = patches.transpose(1, 2).unflatten(2, grid)
-        grid_logits = self._masks(features, class_embeddings)
-        logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
-        return SegOutput(logits, grid_logits, features, class_tokens, class_embeddings)
+        encoded = self.backbone.forward_features(x)[:, self.backbone.num_prefix_tokens :]
+        patches, class_embeddings = self.decoder(encoded, self.classifier.class_tokens())
+        backbone, features = (x.transpose(1, 2).unflatten(2, grid) for x in (encoded, patches))
+        return backbone, features, class_embeddings
 
     def _masks(self, features: Tensor, class_embeddings: Tensor) -> Tensor:
         """(B,D,h,w) and (B,K,D) -> (B,K,h,w), in float32 at least: the norm magnifies what cosines differ by."""

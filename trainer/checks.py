@@ -166,10 +166,10 @@ def check_selection(config: Config, task: Task, selected: list[tuple[list[str], 
         )
 
 
-def check_base(config: Config, task: Task) -> None:
-    """Check that the checkpoint of `init_from` holds the classes of step 0 and fits the configured model.
+def check_base(config: Config, task: Task, num_images: int) -> None:
+    """Check that the checkpoint of `init_from` holds the classes of step 0 and fits the configured model and method.
 
-    Raises FileNotFoundError or ValueError naming the file.
+    num_images: images of step 0 that are there. Raises FileNotFoundError or ValueError naming the file.
     """
     assert config.init_from is not None
     checkpoint = load_checkpoint(config.init_from)
@@ -201,6 +201,13 @@ def check_base(config: Config, task: Task) -> None:
             f"{SCORE_NAMES[theirs_of.scores]}, this run is with {config.method.name}, whose scores are "
             f"{SCORE_NAMES[ours_of.scores]}; take a base step of a method with the same scores: "
             f"{', '.join(name for name, method in METHODS.items() if method.scores == ours_of.scores)}"
+        )
+    is_own = theirs_of.base_step is ours_of.base_step
+    if ours_of.needs_base_images and not (is_own and checkpoint["method_state"]) and num_images == 0:
+        raise ValueError(
+            f"init_from: {config.init_from} was trained with method {base['method']['name']} and holds nothing that "
+            f"method {config.method.name} could go on from, and no image of step 0 is there to begin with; take a "
+            f"checkpoint of a run with method {config.method.name}, or data that hold images of step 0"
         )
     try:
         restore_model(config, checkpoint)

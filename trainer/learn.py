@@ -1,11 +1,13 @@
 """Learning one step: from the checkpoint of the step before to the checkpoint of this one."""
 
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets.incremental import StepDataset, training_table
+from datasets.incremental import StepDataset, ValidationDataset, training_table
 from datasets.tasks import IGNORE_INDEX, Step
-from datasets.transforms import TrainTransform
+from datasets.transforms import EvaluateTransform, TrainTransform
 from methods import METHODS, Method, method_of_step
 from models import SegmentationModel
 from models.backbone import convert_to_sync_batch_norm
@@ -46,17 +48,27 @@ def learn(session: Session, step: Step) -> None:
     method, model = learner.method, learner.model
     dataset = step_dataset(plan, step, model)
     saves = MidStepSaves(session, step)
+    method.looks = StepLooks(
+        dataset, partial(whole_datasets, session, step), learner.old_model, config, worker
+    )
+    started = time.monotonic()
     if saves.num_done == 0:
-        method.begin_step(model, StepLooks(dataset, learner.old_model, config, worker))
-    best = best_weights(session, step)
+        method.begin_step(model, method.looks)
+    best = best_weights(session, step) if method.trains else None
     with session.interruption.deferred():
-        seconds = train_step(session, step, learner, dataset, saves, best)
+        if method.trains:
+            seconds = train_step(session, step, learner, dataset, saves, best)
+        else:
+            session.log.start_step(step.index, plan.first_iteration(step, worker))
+            seconds = time.monotonic() - started
         chosen: dict[str, Any] = {"by": config.checkpoint}
         if best is not None:
             best.restore(learner)
             chosen |= {"epoch": best.epoch, "score": best.best}
         method.end_step(model, learner.old_model)
         description = describe_checkpoint(plan, step, model.num_classes)
+        if model.closed_form is not None:
+            description["described_by"] = list(model.closed_form.described_by)
         description |= {"chosen": chosen, "num_train_images": len(dataset), "seconds": seconds}
         description |= {"parts": method.modules.state_dict(), "method_state": method.state}
         worker.main_only(lambda: save_checkpoint(path, model, **description))
@@ -130,6 +142,23 @@ def train_transform(train: TrainConfig, model: SegmentationModel) -> TrainTransf
     return TrainTransform(train.crop_size, train.min_scale, train.max_scale, fill, pad_label)
 
 
+def whole_datasets(session: Session, step: Step, of_base_step: bool) -> list[ValidationDataset]:
+    """Return this rank's images of a step, or of the base step, whole and with the labels that the step may see."""
+    plan, config, worker = session.plan, session.config, session.worker
+    step = plan.task.steps[0] if of_base_step else step
+    memory = set(plan.memory_ids[step.index])
+    transform = EvaluateTransform(config.train.crop_size, "whole")
+    tables = {False: config.data.train_on, True: config.memory.labels}
+    datasets = []
+    for is_memory, train_on in tables.items():
+        ids = [i for i in plan.image_ids[step.index] if (i in memory) is is_memory]
+        table = training_table(plan.task, step, train_on)
+        datasets.append(
+            ValidationDataset(plan.train, ids[worker.rank :: worker.world_size], table, transform)
+        )
+    return datasets
+
+
 def take_over(session: Session, path: Path) -> None:
     """Make the checkpoint that `init_from` names this run's step 0."""
     config, plan = session.config, session.plan
@@ -147,16 +176,18 @@ def take_over(session: Session, path: Path) -> None:
             f"({', '.join(method.modules)}); they start at step 1"
         )
     told = {name: base[name] for name in ("chosen", "num_train_images", "seconds")}
-    save(
-        path,
-        {"model": base["model"], **carried, **describe_checkpoint(plan, step, base["num_classes"]), **told},
-    )
+    save(path, {**carried, **describe_checkpoint(plan, step, base["num_classes"]), **told})
 
 
 def carried_over(method: Method, base: dict[str, Any]) -> dict[str, Any]:
-    """Return the modules and the state in a base step's checkpoint; none where another class trained that base step."""
-    trained_by = METHODS[base["config"]["method"]["name"]].base_step
-    return {name: base[name] if type(method) is trained_by else {} for name in ("parts", "method_state")}
+    """Return what a method takes from a base step's checkpoint: the weights and, if its own base step wrote them, all
+    that it carries on and the solved classifier.
+    """
+    own = METHODS[base["config"]["method"]["name"]].base_step is type(method)
+    solved = own and base.get("described_by") is not None
+    weights = {name: x for name, x in base["model"].items() if solved or not name.startswith("closed_form.")}
+    carried = {name: base[name] if own else {} for name in ("parts", "method_state")}
+    return {"model": weights, **carried, **({"described_by": base["described_by"]} if solved else {})}
 
 
 def describe_checkpoint(plan: Plan, step: Step, num_classes: list[int]) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """The images of a step as the old model sees them, before the step trains."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datasets.incremental import StepDataset
+from datasets.incremental import StepDataset, ValidationDataset
 from methods import Output
 from models import SegmentationModel
 from trainer.config import Config
@@ -19,12 +19,19 @@ from utils.signals import leave_signals_to_parent
 class StepLooks:
     """A rank's share of a step's images as its first epoch shows them, with what the old model says of them.
 
-    An image that cannot be read is replaced, as in training, which tells of it.
+    An image that cannot be read is replaced, as in training, which tells of it; of whole images it is left out.
+    whole: gives this rank's images of the step, or of the base step, with their labels.
     """
 
     def __init__(
-        self, dataset: StepDataset, old_model: SegmentationModel | None, config: Config, worker: Worker
+        self,
+        dataset: StepDataset,
+        whole: Callable[[bool], Sequence[ValidationDataset]],
+        old_model: SegmentationModel | None,
+        config: Config,
+        worker: Worker,
     ) -> None:
+        self.whole = whole
         self.dataset = dataset
         self.old_model = old_model
         self.config = config
@@ -61,3 +68,17 @@ class StepLooks:
         )
         for images, labels, _ in loader:
             yield images.to(self.device), labels.long().to(self.device)
+
+    def whole_images(self, of_base_step: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (1,3,H,W) and labels (1,H',W') int64 of this step or of the base step, whole and as they are."""
+        for dataset in self.whole(of_base_step):
+            loader = DataLoader(
+                dataset,
+                batch_size=None,
+                num_workers=self.config.data.num_workers,
+                worker_init_fn=leave_signals_to_parent,
+                generator=torch.Generator(),
+            )
+            for image, label, problem in loader:
+                if not problem:
+                    yield image[None].to(self.device), label[None].long().to(self.device)

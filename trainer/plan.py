@@ -11,6 +11,7 @@ from datasets.selection import SETTINGS, select_images, split_holdout
 from datasets.source import SegmentationDataset
 from datasets.tasks import Step, Task, build_task
 from datasets.transforms import EvaluateTransform
+from methods import METHODS
 from trainer.checkpoint import checkpoint_path, new_model
 from trainer.checks import (
     check_base,
@@ -86,8 +87,10 @@ class Plan:
         )
 
     def num_iterations(self, step: Step, worker: Worker) -> int:
-        """Return the optimiser updates of a step, none in a base step that is taken over."""
+        """Return the optimiser updates of a step; none in one that is taken over or solved."""
         if step.index == 0 and self.config.init_from is not None:
+            return 0
+        if step.index > 0 and not METHODS[self.config.method.name].trains:
             return 0
         return self.sampler(step, worker).num_iterations
 
@@ -125,7 +128,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
     base_network = None
     if not worker.main_only(checkpoint_path(config.run_dir, 0).exists):
         if config.init_from is not None:
-            worker.main_only(lambda: check_base(config, task))
+            worker.main_only(lambda: check_base(config, task, len(selected[0][0])))
         else:
             seed_everything(config.seed, 0)
             # One process fetches the weights and hands them to the others, its error included.

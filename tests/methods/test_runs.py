@@ -40,7 +40,9 @@ TERMS = {
     "mbs": ["cross_entropy", "feature_distillation", "output_distillation", "orthogonal"],
 }
 """What a run of DeepLabV3 writes of its incremental steps, of the methods whose terms are known here."""
-RIVALS = [name for name in METHODS if name not in ("mbs", "finetune", "joint")]
+RIVALS = [
+    name for name, method in METHODS.items() if method.trains and name not in ("mbs", "finetune", "joint")
+]
 
 
 def make_config(folder: Path, *overrides: str) -> Config:

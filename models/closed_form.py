@@ -1,0 +1,53 @@
+"""A classifier that is solved, not trained: one 1x1 convolution over maps that describe each cell."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ClosedFormClassifier(nn.Module):
+    """Scores (B,K,h,w), float32, of descriptions (B,F,h,w).
+
+    described_by: names of the maps and of their contexts (`SegmentationModel.describe`), in the order of the channels.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, described_by: Sequence[str], weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.described_by = tuple(described_by)
+        self.register_buffer("weight", weight.float())
+        self.register_buffer("bias", bias.float())
+
+    def forward(self, description: Tensor) -> Tensor:
+        """(B,F,h,w) -> (B,K,h,w)."""
+        with torch.autocast(description.device.type, enabled=False):
+            return F.conv2d(description.float(), self.weight[:, :, None, None], self.bias)
+
+
+def join_maps(maps: dict[str, Tensor], described_by: Sequence[str]) -> Tensor:
+    """Return the maps named in `described_by` as one (B,F,h,w), then what its contexts add.
+
+    maps: (B,C,h',w') by name, of any size; finer ones are averaged to the coarsest one's grid. Contexts: 'neighbours',
+    the mean of each 3x3 cells; 'image', the mean of all cells.
+    """
+    names = [name for name in described_by if name not in CONTEXTS]
+    grid = min((maps[name].shape[2:] for name in names), key=lambda size: size[0] * size[1])
+    own = torch.cat([_to_grid(maps[name], grid) for name in names], dim=1)
+    joined = [own]
+    if "neighbours" in described_by:
+        joined.append(F.avg_pool2d(own, 3, stride=1, padding=1, count_include_pad=False))
+    if "image" in described_by:
+        joined.append(own.mean(dim=(2, 3), keepdim=True).expand_as(own))
+    return torch.cat(joined, dim=1)
+
+
+CONTEXTS = ("neighbours", "image")
+"""What can be added to the description of a cell beside the maps of a model."""
+
+
+def _to_grid(features: Tensor, grid: torch.Size) -> Tensor:
+    return features if features.shape[2:] == grid else F.adaptive_avg_pool2d(features, (grid[0], grid[1]))

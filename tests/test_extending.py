@@ -36,6 +36,7 @@ TABLES = [
     "tests/methods/test_base.py",
     "tests/methods/test_runs.py::test_a_tiny_run_writes_the_terms_of_its_method[steady]",
     "tests/methods/test_runs.py::test_two_micro_batches_give_the_gradient_of_the_batch[steady]",
+    "tests/datasets/test_source.py",
     "tests/docs/test_configuration.py",
     "tests/docs/test_links.py",
     "tests/test_imports.py",

@@ -1,6 +1,6 @@
 """A classifier that is solved, not trained: one 1x1 convolution over maps that describe each cell."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,15 +28,16 @@ class ClosedFormClassifier(nn.Module):
             return F.conv2d(description.float(), self.weight[:, :, None, None], self.bias)
 
 
-def join_maps(maps: dict[str, Tensor], described_by: Sequence[str]) -> Tensor:
+def join_maps(
+    maps: Mapping[str, Sequence[Tensor]], described_by: Sequence[str], grid: tuple[int, int]
+) -> Tensor:
     """Return the maps named in `described_by` as one (B,F,h,w), then what its contexts add.
 
-    maps: (B,C,h',w') by name, of any size; finer ones are averaged to the coarsest one's grid. Contexts: 'neighbours',
-    the mean of each 3x3 cells; 'image', the mean of all cells.
+    maps: (B,C,h',w') by name, of any size; those of another size are averaged to the grid (h,w). Contexts:
+    'neighbours', the mean of each 3x3 cells; 'image', the mean of all cells.
     """
-    names = [name for name in described_by if name not in CONTEXTS]
-    grid = min((maps[name].shape[2:] for name in names), key=lambda size: size[0] * size[1])
-    own = torch.cat([_to_grid(maps[name], grid) for name in names], dim=1)
+    named = [x for name in described_by if name not in CONTEXTS for x in maps[name]]
+    own = torch.cat([x if x.shape[2:] == grid else F.adaptive_avg_pool2d(x, grid) for x in named], dim=1)
     joined = [own]
     if "neighbours" in described_by:
         joined.append(F.avg_pool2d(own, 3, stride=1, padding=1, count_include_pad=False))
@@ -47,7 +48,3 @@ def join_maps(maps: dict[str, Tensor], described_by: Sequence[str]) -> Tensor:
 
 CONTEXTS = ("neighbours", "image")
 """What can be added to the description of a cell beside the maps of a model."""
-
-
-def _to_grid(features: Tensor, grid: torch.Size) -> Tensor:
-    return features if features.shape[2:] == grid else F.adaptive_avg_pool2d(features, (grid[0], grid[1]))

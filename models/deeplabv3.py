@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -95,9 +94,7 @@ class DeepLabV3(SegmentationModel):
         return list(self.classifier.heads[-1].parameters())
 
     def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
-        stages = self.backbone(self.normalise(images))
-        pyramid = self.aspp(stages[-1])
-        features = self.project(pyramid)
+        stages, pyramid, features = self._encode(images)
         if self.closed_form is None:
             grid_logits = self.classify(features)
         else:
@@ -108,16 +105,17 @@ class DeepLabV3(SegmentationModel):
         return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), None, kept)
 
     def describe(self, images: Tensor, described_by: Sequence[str]) -> Tensor:
+        return self._describe(*self._encode(images), described_by)
+
+    def _encode(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return the backbone's stages, fine to coarse, what ASPP makes of the last, and the features."""
         stages = self.backbone(self.normalise(images))
         pyramid = self.aspp(stages[-1])
-        return self._describe(stages, pyramid, self.project(pyramid), described_by)
+        return stages, pyramid, self.project(pyramid)
 
     def _describe(
         self, stages: list[Tensor], pyramid: Tensor, features: Tensor, described_by: Sequence[str]
     ) -> Tensor:
         """Join the maps that are asked for; 'stages' are all but the backbone's last one."""
-        maps = {"head": features, "aspp": pyramid, "backbone": stages[-1]}
-        if "stages" in described_by:
-            grid = features.shape[2], features.shape[3]
-            maps["stages"] = torch.cat([F.adaptive_avg_pool2d(x, grid) for x in stages[:-1]], dim=1)
-        return join_maps(maps, described_by)
+        maps = {"head": [features], "aspp": [pyramid], "backbone": stages[-1:], "stages": stages[:-1]}
+        return join_maps(maps, described_by, (features.shape[2], features.shape[3]))

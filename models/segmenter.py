@@ -172,14 +172,13 @@ class Segmenter(SegmentationModel):
         if self.closed_form is None:
             grid_logits = self._masks(features, class_embeddings)
         else:
-            maps = {"head": features, "backbone": backbone}
-            grid_logits = self.closed_form(join_maps(maps, self.closed_form.described_by))
+            grid_logits = self.closed_form(_describe(backbone, features, self.closed_form.described_by))
         logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
         return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), class_embeddings)
 
     def describe(self, images: Tensor, described_by: Sequence[str]) -> Tensor:
         backbone, features, _ = self._encode(images)
-        return join_maps({"head": features, "backbone": backbone}, described_by)
+        return _describe(backbone, features, described_by)
 
     def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the backbone's patches (B,C,h,w), the projected patches (B,D,h,w) and the class embeddings (B,K,D)."""
@@ -201,6 +200,12 @@ class Segmenter(SegmentationModel):
             patches = F.normalize(features.to(dtype), dim=1)
             classes = F.normalize(class_embeddings.to(dtype), dim=2)
             return self.classifier(torch.einsum("bkd,bdhw->bkhw", classes, patches))
+
+
+def _describe(backbone: Tensor, features: Tensor, described_by: Sequence[str]) -> Tensor:
+    """Join the maps that are asked for."""
+    maps = {"head": [features], "backbone": [backbone]}
+    return join_maps(maps, described_by, (features.shape[2], features.shape[3]))
 
 
 def _initialise(module: nn.Module) -> None:

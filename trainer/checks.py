@@ -205,7 +205,7 @@ def check_base(config: Config, task: Task, num_images: int) -> None:
     is_own = theirs_of.base_step is ours_of.base_step
     if ours_of.needs_base_images and not (is_own and checkpoint["method_state"]) and num_images == 0:
         raise ValueError(
-            f"init_from: {config.init_from} was trained with method {base['method']['name']} and holds nothing that "
+            f"init_from: {config.init_from} was trained with method {name} and holds nothing that "
             f"method {config.method.name} could go on from, and no image of step 0 is there to begin with; take a "
             f"checkpoint of a run with method {config.method.name}, or data that hold images of step 0"
         )

@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from datasets.incremental import ValidationDataset, evaluation_table
 from datasets.source import SegmentationDataset
 from datasets.tasks import IGNORE_INDEX, Step, Task
-from datasets.transforms import EvaluateTransform
 from models import SegmentationModel
 from trainer.inference import predict
 from trainer.plan import Plan
@@ -36,10 +34,8 @@ def draw_panels(
     read is left out. Raises SaveError.
     """
     config, task = plan.config, plan.task
-    table = evaluation_table(task, task.steps[-1], config.evaluate.future, plan.val.background_is_void)
-    transform = EvaluateTransform(config.train.crop_size, config.evaluate.mode)
     image_ids = choose_images(plan.val, task, config.logging.num_panels)
-    dataset = ValidationDataset(plan.val, image_ids, table, transform)
+    dataset = plan.evaluation.dataset(image_ids, task.steps[-1])
     colours = [plan.val.palette[i] for i in task.class_ids]
     for index, image_id in enumerate(image_ids):
         image, label, problem = dataset[index]

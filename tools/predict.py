@@ -24,6 +24,7 @@ from torchvision.transforms import InterpolationMode
 
 from datasets.file_dataset import check_libraries, describe_aspect, is_hidden, read_image
 from datasets.folder import IMAGE_SUFFIXES
+from datasets.tasks import IGNORE_INDEX
 from datasets.transforms import resize_short_side
 from datasets.unreadable import explain
 from models import ModelInfo, load_model
@@ -35,6 +36,7 @@ from utils.distributed import find_worker
 from utils.errors import DataError
 from utils.files import open_atomic, write_atomic
 from utils.images import UInt8Array
+from utils.report.pictures import IGNORED_COLOUR
 
 EXAMPLES = """
 python -m tools.predict runs/demo/checkpoints/step_2.pth photos/ "more/**/*.jpg" --output predictions
@@ -42,6 +44,8 @@ python -m tools.predict runs/demo/checkpoints/step_2.pth aerial/ --output predic
 """
 OPACITY = 0.6
 """Of a class's colour over the image."""
+UNSURE = "(unsure)"
+"""What predictions.json calls pixels below --confidence; no class is named so."""
 
 
 def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:
@@ -138,10 +142,10 @@ def read_images(
 def save_images(
     output: Path, name: Path, pixels: UInt8Array, classes: UInt8Array, palette: UInt8Array
 ) -> None:
-    """Write the mask and the overlay of an image; background (class 0) is not laid over."""
+    """Write the mask and the overlay of an image; background (class 0) and unsure pixels are not laid over."""
     mask = Image.fromarray(classes)
     mask.putpalette(palette.tobytes())
-    shown = (classes > 0)[:, :, None] * OPACITY
+    shown = ((classes > 0) & (classes != IGNORE_INDEX))[:, :, None] * OPACITY
     overlay = Image.fromarray((pixels * (1 - shown) + palette[classes] * shown).round().astype(np.uint8))
     for folder, image in (("masks", mask), ("overlays", overlay)):
         with open_atomic(output / folder / f"{name}.png") as file:
@@ -150,14 +154,15 @@ def save_images(
 
 def describe_image(name: Path, path: Path, classes: UInt8Array, info: ModelInfo) -> dict[str, Any]:
     """An image's entry of predictions.json; shares are fractions of its pixels, of the classes that it shows."""
-    counts = np.bincount(classes.ravel(), minlength=len(info.class_names))
+    counts = np.bincount(classes.ravel(), minlength=256)
+    names = {**dict(enumerate(info.class_names)), IGNORE_INDEX: UNSURE}
     return {
         "image": str(path),
         "mask": f"masks/{name.as_posix()}.png",
         "overlay": f"overlays/{name.as_posix()}.png",
         "width": classes.shape[1],
         "height": classes.shape[0],
-        "shares": {info.class_names[c]: counts[c] / classes.size for c in np.flatnonzero(counts)},
+        "shares": {names[c]: counts[c] / classes.size for c in np.flatnonzero(counts)},
     }
 
 
@@ -171,11 +176,12 @@ def run(args: argparse.Namespace) -> list[str]:
     names = list(images)
     short_side = None if args.short_side == "own" else args.short_side or config.train.crop_size
     dataset = Images(list(images.values()), short_side)
-    palette = np.array(info.palette, dtype=np.uint8)
+    palette = np.full((256, 3), IGNORED_COLOUR, dtype=np.uint8)
+    palette[: len(info.palette)] = info.palette
     problems: list[str] = []
     entries: dict[int, dict[str, Any]] = {}
     samples = read_images(dataset, min(args.num_workers, len(dataset)), problems)
-    for (index, pixels), classes in predict_all(model, samples, config, device):
+    for (index, pixels), classes in predict_all(model, samples, config, device, args.confidence):
         ids = classes.byte().cpu().numpy()
         save_images(args.output, names[index], pixels, ids, palette)
         entries[index] = describe_image(names[index], dataset.paths[index], ids, info)
@@ -214,6 +220,17 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_share(text: str) -> float:
+    """Read a number from 0 to 1; raises ArgumentTypeError."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}': give a number from 0 to 1")
+    return share
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = new_parser("python -m tools.predict", __doc__, EXAMPLES)
@@ -234,6 +251,13 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="scale an image's short side to this before the model sees it, 'own' not at all (with --mode sliding "
         "for large images with small objects); default: the training crop, as in evaluation",
+    )
+    view.add_argument(
+        "--confidence",
+        type=parse_share,
+        default=0.0,
+        metavar="SHARE",
+        help="give pixels whose class is less probable than this (0 to 1) no class: 255 in the masks; default: 0",
     )
     how = parser.add_argument_group("how it runs")
     how.add_argument(

@@ -10,7 +10,7 @@ from datasets.incremental import ValidationDataset, evaluation_table, select_tra
 from datasets.selection import SETTINGS, select_images, split_holdout
 from datasets.source import SegmentationDataset
 from datasets.tasks import Step, Task, build_task
-from methods import METHODS
+from methods import method_of_step
 from trainer.checkpoint import checkpoint_path, new_model
 from trainer.checks import (
     check_base,
@@ -95,7 +95,7 @@ class Plan:
         """Return the optimiser updates of a step; none in one that is taken over or solved."""
         if step.index == 0 and self.config.init_from is not None:
             return 0
-        if step.index > 0 and not METHODS[self.config.method.name].trains:
+        if not method_of_step(self.config.method, step.num_old, step.num_new).trains:
             return 0
         return self.sampler(step, worker).num_iterations
 

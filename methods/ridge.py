@@ -4,7 +4,6 @@ Ours, after the analytic methods of the field (e.g. SegACIL, arXiv 2412.10834), 
 """
 
 from collections.abc import Iterable
-from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +26,7 @@ from utils.config.section import NamedSection
 
 CELLS_AT_ONCE = 8192
 """Cells whose products are added up together: few of them at a time would take longer, all of them too much memory."""
-IMAGES_FOR_SHARPNESS = 256
+IMAGES_FOR_SHARPNESS = 64
 """Images of the base step, a rank, by which scores become probabilities: one number is fitted to their cells."""
 
 
@@ -91,6 +90,7 @@ class Ridge(Method):
             self.state["gram"] = self.state["gram"] + gram
             self.state["targets"] = F.pad(self.state["targets"], (0, self.num_new)) + targets
             self.solve(model)
+            self.tell(model, looks, grams, first=self.num_old)
 
     def check_maps(self, model: SegmentationModel) -> None:
         """Raise ValueError where the model was solved from other maps than the options name."""
@@ -108,7 +108,8 @@ class Ridge(Method):
 
         Then ask a part of them how sharp a softmax over the scores must be to give probabilities.
         """
-        grams = self.add_up(model, looks, looks.whole_images(of_base_step=True), num_classes)
+        sample: list[tuple[Tensor, Tensor]] = []
+        grams = self.add_up(model, looks, looks.whole_images(of_base_step=True), num_classes, sample)
         mean, deviation = standardisation(grams.sum(dim=0))
         gram, targets = balanced_sums(grams, self.options.balance)
         one = torch.ones((), dtype=torch.float64, device=looks.device)
@@ -119,14 +120,38 @@ class Ridge(Method):
             "deviation": deviation,
             "sharpness": one,
         }
-        self.solve(model)
-        cells = self.scored_cells(model, looks, num_classes)
+        weight, bias = self.solve(model)
 
         def slope(sharpness: float) -> Tensor:
-            return looks.sum(likelihood_slope(*cells, sharpness))
+            parts = [likelihood_slope(x @ weight.T + bias, labels, sharpness) for x, labels in sample]
+            return looks.sum(sum(parts, one.new_zeros(2)))
 
         self.state["sharpness"] = one * fit_sharpness(slope)
         self.solve(model)
+        self.tell(model, looks, grams, first=1)
+
+    def tell(self, model: SegmentationModel, looks: Looks, grams: Tensor, first: int) -> None:
+        """Say which classes from `first` on have no cell, and whose cells score higher as another class on average.
+
+        grams: those of `add_up`.
+        """
+        assert model.closed_form is not None
+        weight, bias = model.closed_form.weight.double(), model.closed_form.bias.double()
+        names = looks.class_names
+        for c in range(first, len(grams)):
+            count = grams[c, -1, -1]
+            if count == 0:
+                looks.say(
+                    f"no cell shows {names[c]} by {self.options.purity:.0%}: it will never be predicted; lower "
+                    "method.purity, or look at larger images (evaluate.short_side)"
+                )
+                continue
+            best = int((weight @ (grams[c, :-1, -1] / count) + bias).argmax())
+            if best != c:
+                looks.say(
+                    f"cells of {names[c]} score higher as {names[best]} on average: these features do not tell the two "
+                    "apart; try a backbone trained on such images, or a method that trains"
+                )
 
     @torch.no_grad()
     def add_up(
@@ -135,10 +160,12 @@ class Ridge(Method):
         looks: Looks,
         images_and_labels: Iterable[tuple[Tensor, Tensor]],
         num_classes: int,
+        sample: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
         """Return Σ x̃ x̃ᵀ of every class's cells over the images of all ranks, (K,F+1,F+1) float64.
 
-        Background cells take the label that the classifier so far gives, if there is one.
+        Background cells take the label that the classifier so far gives, if there is one. sample: gets the cells (N,F)
+        that count, and their labels (N,), of this rank's first IMAGES_FOR_SHARPNESS images.
         """
         was_training = model.training
         model.eval()
@@ -153,7 +180,10 @@ class Ridge(Method):
             if model.closed_form is not None:
                 scores = model.closed_form(description) / self.state["sharpness"]
                 cells = self.fill_background(cells, scores)
-            pending.append((description.permute(0, 2, 3, 1).flatten(0, 2), cells.flatten()))
+            x, cells = description.permute(0, 2, 3, 1).flatten(0, 2), cells.flatten()
+            pending.append((x, cells))
+            if sample is not None and len(sample) < IMAGES_FOR_SHARPNESS:
+                sample.append((x[cells != IGNORE_INDEX].double(), cells[cells != IGNORE_INDEX]))
             if sum(len(labels) for _, labels in pending) >= CELLS_AT_ONCE:
                 add_to_grams(total, *map(torch.cat, zip(*pending, strict=True)))
                 pending = []
@@ -161,22 +191,6 @@ class Ridge(Method):
             add_to_grams(total, *map(torch.cat, zip(*pending, strict=True)))
         model.train(was_training)
         return looks.sum(total)
-
-    @torch.no_grad()
-    def scored_cells(self, model: SegmentationModel, looks: Looks, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Return scores (N,K) and labels (N,) of the pure cells of this rank's first images of the base step."""
-        was_training = model.training
-        model.eval()
-        scores = [torch.zeros(0, num_classes, device=looks.device)]
-        labels = [torch.zeros(0, dtype=torch.int64, device=looks.device)]
-        for images, given in islice(looks.whole_images(of_base_step=True), IMAGES_FOR_SHARPNESS):
-            grid_logits = model(images, full_size=False).grid_logits
-            cells = self.label_cells(given, grid_logits.shape[2:], num_classes).flatten()
-            known = cells != IGNORE_INDEX
-            scores.append(grid_logits.permute(0, 2, 3, 1).flatten(0, 2)[known])
-            labels.append(cells[known])
-        model.train(was_training)
-        return torch.cat(scores), torch.cat(labels)
 
     def described_by(self, model: SegmentationModel) -> tuple[str, ...]:
         """Return the maps and contexts that describe a cell: those of the sums so far, where there are any."""
@@ -203,13 +217,14 @@ class Ridge(Method):
         found = known[:, 0].masked_fill(~is_sure, IGNORE_INDEX)
         return torch.where(cells == 0, found, cells)
 
-    def solve(self, model: SegmentationModel) -> None:
-        """Let the solution of all steps so far score the classes."""
+    def solve(self, model: SegmentationModel) -> tuple[Tensor, Tensor]:
+        """Let the solution of all steps so far score the classes; returns it, (K,F) and (K,), before it is sharpened."""
         gram, targets, mean, deviation, sharpness = (
             self.state[name] for name in ("gram", "targets", "mean", "deviation", "sharpness")
         )
         weight, bias = solve_ridge(gram, targets, mean, deviation, self.options.ridge)
         model.solve_classes(self.described_by(model), weight * sharpness, bias * sharpness)
+        return weight, bias
 
 
 Ridge.base_step = Ridge

@@ -48,9 +48,8 @@ def learn(session: Session, step: Step) -> None:
     method, model = learner.method, learner.model
     dataset = step_dataset(plan, step, model)
     saves = MidStepSaves(session, step)
-    method.looks = StepLooks(
-        dataset, partial(whole_datasets, session, step), learner.old_model, config, worker
-    )
+    whole = partial(whole_datasets, session, step)
+    method.looks = StepLooks(session, step, dataset, whole, learner.old_model)
     started = time.monotonic()
     if saves.num_done == 0:
         method.begin_step(model, method.looks)

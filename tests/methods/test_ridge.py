@@ -192,6 +192,17 @@ def test_other_maps_than_those_of_the_sums_so_far_are_refused(folder: Path) -> N
         train(config)
 
 
+def test_a_class_without_cells_and_one_that_features_do_not_tell_apart_are_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a 2x2 grid no cell is one class alone; one feature in all cannot tell five classes apart."""
+    train(tiny(folder, "coarse", *fields(folder, "method.purity=1.0")))
+    told = capsys.readouterr().out
+    assert "step 1: no cell shows star by 100%: it will never be predicted; lower method.purity" in told
+    train(tiny(folder, "apart", *fields(folder, "method.described_by=[image, stages]", "method.ridge=1e9")))
+    assert "step 1: cells of star score higher as background on average" in capsys.readouterr().out
+
+
 def test_a_run_that_was_interrupted_between_steps_ends_the_same(folder: Path) -> None:
     config = tiny(folder, "resumed", *fields(folder))
     train(config)

@@ -218,7 +218,7 @@ class Ridge(Method):
         return torch.where(cells == 0, found, cells)
 
     def solve(self, model: SegmentationModel) -> tuple[Tensor, Tensor]:
-        """Let the solution of all steps so far score the classes; returns it, (K,F) and (K,), before it is sharpened."""
+        """Let the solution of all steps so far score the classes; return it, (K,F) and (K,), not yet sharpened."""
         gram, targets, mean, deviation, sharpness = (
             self.state[name] for name in ("gram", "targets", "mean", "deviation", "sharpness")
         )

@@ -11,6 +11,7 @@ import timm
 import torch
 from PIL import Image
 
+from methods.base import Looks
 from methods.ridge import Ridge
 from models import SegmentationModel, load_model
 from tests.support.cli import run_main, run_tool, set_fields, write_tiny_config
@@ -192,15 +193,28 @@ def test_other_maps_than_those_of_the_sums_so_far_are_refused(folder: Path) -> N
         train(config)
 
 
-def test_a_class_without_cells_and_one_that_features_do_not_tell_apart_are_told(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of a 2x2 grid no cell is one class alone; one feature in all cannot tell five classes apart."""
+def test_a_class_without_cells_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a grid of 2x2 cells none is all star."""
     train(tiny(folder, "coarse", *fields(folder, "method.purity=1.0")))
     told = capsys.readouterr().out
     assert "step 1: no cell shows star by 100%: it will never be predicted; lower method.purity" in told
-    train(tiny(folder, "apart", *fields(folder, "method.described_by=[image, stages]", "method.ridge=1e9")))
-    assert "step 1: cells of star score higher as background on average" in capsys.readouterr().out
+
+
+def test_a_class_whose_cells_score_higher_as_another_on_average_is_told() -> None:
+    told: list[str] = []
+    looks = SimpleNamespace(class_names=("background", "dog", "cow", "cat"), say=told.append)
+    solved = SimpleNamespace(
+        weight=torch.tensor([[0.0], [1.0], [0.5], [0.0]]), bias=torch.tensor([0.0, 0, 0, 0.9])
+    )
+    grams = torch.zeros(4, 2, 2, dtype=torch.float64)
+    grams[2] = torch.tensor([[8.0, 4.0], [4.0, 2.0]])  # two cows, x = 2: dog 2, cow 1, cat 0.9
+    grams[3] = torch.tensor([[0.01, 0.1], [0.1, 1.0]])  # a cat, x = 0.1: dog 0.1, cow 0.05, cat 0.9
+    method = Ridge(Ridge.Options(), 2, 2)
+    method.tell(
+        cast(SegmentationModel, SimpleNamespace(closed_form=solved)), cast(Looks, looks), grams, first=2
+    )
+    assert len(told) == 1
+    assert told[0].startswith("cells of cow score higher as dog on average")
 
 
 def test_a_run_that_was_interrupted_between_steps_ends_the_same(folder: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from tools.bench.rows import ROWS
 from tools.bench.setup import Row, Setup
 from trainer.config import Config, load_config
-from utils.arguments import add_device, new_parser
+from utils.arguments import add_device, fail, new_parser
 from utils.distributed import process_group
 from utils.report.results import environment
 
@@ -134,7 +134,7 @@ def main() -> None:
             content = {"machine": machine, "quick": args.quick, "rows": measured}
             args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        fail(parser, error)
 
 
 if __name__ == "__main__":

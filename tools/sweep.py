@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, f
 from tools.summary.runs import read_run
 from tools.sweeping.base_steps import PlannedRun, as_arguments, share_base_steps
 from trainer.config import describe_difference, load_config
-from utils.arguments import new_parser
+from utils.arguments import fail, new_parser
 from utils.config.read import describe_errors, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -284,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         groups = read_sweep(args.sweep) if args.sweep else read_environment(os.environ)
         runs = expand(groups, os.environ)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        fail(parser, error)
     failed = sweep(runs, os.environ, dry_run)
     if failed:
         print(f"main.sh: failed: {' '.join(failed)}", file=sys.stderr)

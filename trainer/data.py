@@ -9,7 +9,7 @@ from datasets.class_index import index_classes
 from datasets.file_dataset import FileDataset, check_libraries
 from datasets.memory import select_memories
 from datasets.source import SegmentationDataset
-from datasets.tasks import Task
+from datasets.tasks import IGNORE_INDEX, Task
 from datasets.unreadable import Unreadable
 from trainer.config import Config
 
@@ -56,7 +56,7 @@ def resolve_class_order(config: Config) -> list[int] | None:
 def index_splits(
     config: Config, train: SegmentationDataset, val: SegmentationDataset
 ) -> tuple[Mapping[str, frozenset[int]], tuple[str, ...]]:
-    """Return the classes that every training image shows, and messages about images that are left out.
+    """Return the classes that every training image shows, and remarks, such as about images that are left out.
 
     The files of both splits are checked on the way. Images are left out where `data.on_error` is skip; otherwise raises
     DataError naming them.
@@ -64,7 +64,7 @@ def index_splits(
     if not (isinstance(train, FileDataset) and isinstance(val, FileDataset)):
         return {i: frozenset(np.unique(train.read_label(i)).tolist()) for i in train.ids}, ()
     check_libraries()
-    data, left_out = config.data, []
+    data, remarks = config.data, []
     for dataset in (val, train):
         where = f"{dataset.name} {dataset.split}"
         unreadable = Unreadable(data.on_error, data.max_skipped, len(dataset.ids), where)
@@ -72,8 +72,12 @@ def index_splits(
             dataset, config.output_dir / "class_index", data.num_workers, unreadable=unreadable
         )
         if unreadable.problems:
-            left_out.append(unreadable.describe())
-    return index, tuple(left_out)
+            remarks.append(unreadable.describe())
+        if not any(index.values()):
+            remarks.append(
+                f"{where}: every pixel of every mask is {IGNORE_INDEX}, ignored; no score can come of it"
+            )
+    return index, tuple(remarks)
 
 
 def choose_memories(

@@ -1,0 +1,139 @@
+"""Large images in tiles and bands: the memory of a prediction does not grow with the image."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import SegmentationModel
+from trainer.config import Config
+from trainer.inference import predict_all, score_views
+from utils.images import UInt8Array
+
+T = TypeVar("T")
+Sample = tuple[Tensor, torch.Size, T]
+"""What the model sees of an image (3,h,w), the size (H,W) of its classes, and what goes with it."""
+
+LARGEST_SEEN = 2**22
+"""Pixels that the model sees at once; activations take kilobytes for each."""
+LARGEST_SHOWN = 2**23
+"""Pixels of a prediction at once; scores, an index and what lies between take 74 bytes for each."""
+SIDE = 1024
+"""Of the part of an image that a tile decides, in pixels as the model sees them."""
+MARGIN = 256
+"""What a tile sees beyond that on every side: its neighbours' context."""
+SCORES_AT_ONCE = 2**24
+
+
+def predict_each(
+    model: SegmentationModel,
+    samples: Iterable[Sample[T]],
+    config: Config,
+    device: torch.device,
+    refuse: Callable[[T], None],
+) -> Iterator[tuple[T, UInt8Array]]:
+    """Yield what goes with every image and its class ids (H,W) uint8; not quite in order.
+
+    Large images come alone. refuse: takes what goes with an image that is too large for the memory.
+    """
+    batch: list[Sample[T]] = []
+    for sample in samples:
+        if is_large(*sample[:2]):
+            yield from _predict_batch(model, [sample], config, device, refuse)
+            continue
+        batch.append(sample)
+        if len(batch) == config.evaluate.batch_size:
+            yield from _predict_batch(model, batch, config, device, refuse)
+            batch = []
+    if batch:
+        yield from _predict_batch(model, batch, config, device, refuse)
+
+
+def _predict_batch(
+    model: SegmentationModel,
+    batch: Sequence[Sample[T]],
+    config: Config,
+    device: torch.device,
+    refuse: Callable[[T], None],
+) -> list[tuple[T, UInt8Array]]:
+    """`predict_each` of images that are looked at together; if that is too much for the memory, one by one."""
+    try:
+        image, size, told = batch[0]
+        if is_large(image, size):
+            return [(told, predict_tiles(model, image, size, config, device))]
+        found = predict_all(model, iter(batch), config, device)
+        return [(told, classes.byte().cpu().numpy()) for told, classes in found]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if len(batch) == 1:
+        refuse(batch[0][2])
+        return []
+    alone = [_predict_batch(model, [sample], config, device, refuse) for sample in batch]
+    return [pair for pairs in alone for pair in pairs]
+
+
+def is_large(seen: Tensor, size: torch.Size) -> bool:
+    """Whether an image that the model sees as (3,h,w) and whose classes are (H,W) is predicted in tiles."""
+    return seen.shape[1] * seen.shape[2] > LARGEST_SEEN or size.numel() > LARGEST_SHOWN
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up, on the GPU or beside it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@torch.inference_mode()
+def predict_tiles(
+    model: SegmentationModel, image: Tensor, size: torch.Size, config: Config, device: torch.device
+) -> UInt8Array:
+    """Return the classes (H,W) uint8, at `size`, of an image (3,h,w) of values 0..255.
+
+    An image of LARGEST_SEEN pixels at most is one tile, which gives what `trainer.inference.predict` gives; of others
+    each tile decides SIDE pixels a side and sees MARGIN more.
+    """
+    height, width = image.shape[1:]
+    side = max(height, width) if height * width <= LARGEST_SEEN else SIDE
+    classes = np.empty(tuple(size), np.uint8)
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            above, before = max(0, top - MARGIN), max(0, left - MARGIN)
+            tile = image[:, above : top + side + MARGIN, before : left + side + MARGIN]
+            scores = score_views(model, tile[None].to(device), config)[0]
+            rows, columns = _shown(top, side, height, size[0]), _shown(left, side, width, size[1])
+            x = _positions(columns, width, size[1], before, tile.shape[2], device)
+            for band in _bands(rows, len(columns) * len(scores)):
+                y = _positions(band, height, size[0], above, tile.shape[1], device)
+                found = _sample(scores, y, x).argmax(dim=0).byte().cpu().numpy()
+                classes[band.start : band.stop, columns.start : columns.stop] = found
+    return classes
+
+
+def _shown(first: int, side: int, seen: int, shown: int) -> range:
+    """The pixels of a prediction's side that a tile decides; a side of `seen` pixels is shown in `shown`."""
+    last = min(seen, first + side)
+    return range(first * shown // seen, last * shown // seen)
+
+
+def _bands(rows: range, scores_a_row: int) -> Iterator[range]:
+    """Rows a few at a time, of SCORES_AT_ONCE scores at most."""
+    step = max(1, SCORES_AT_ONCE // max(1, scores_a_row))
+    yield from (range(first, min(first + step, rows.stop)) for first in range(rows.start, rows.stop, step))
+
+
+def _positions(
+    pixels: range, seen: int, shown: int, first: int, length: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where pixels of a prediction lie between those of a tile: the one before, the one after, the share of that."""
+    at = (torch.arange(pixels.start, pixels.stop, device=device) + 0.5) * (seen / shown) - 0.5 - first
+    at = at.clamp(0, length - 1)
+    before = at.floor()
+    return before.long(), (before.long() + 1).clamp(max=length - 1), at - before
+
+
+def _sample(scores: Tensor, y: tuple[Tensor, Tensor, Tensor], x: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Scores (K,h,w) interpolated bilinearly at rows and columns (`_positions`), (K,H,W)."""
+    rows = torch.lerp(scores[:, y[0]].float(), scores[:, y[1]].float(), y[2][:, None])
+    return torch.lerp(rows[:, :, x[0]], rows[:, :, x[1]], x[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -160,10 +161,12 @@ def _check_class_order(class_order: Sequence[int] | None, dataset_classes: Seque
     problems = {
         "unknown": sorted(set(order) - set(range(last + 1))),
         "missing": sorted(set(range(last + 1)) - set(order)),
-        "repeated": sorted({i for i in order if order.count(i) > 1}),
+        "repeated": sorted(i for i, count in Counter(order).items() if count > 1),
     }
     if any(problems.values()):
-        found = ", ".join(f"{what} {ids}" for what, ids in problems.items() if ids)
+        found = ", ".join(
+            f"{what} {ids[:10]}{' …' if len(ids) > 10 else ''}" for what, ids in problems.items() if ids
+        )
         raise ValueError(f"class_order: {found}; {rule}")
     return order
 

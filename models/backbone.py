@@ -110,6 +110,11 @@ def load_weights(
         raise ValueError(f"model.pretrained: no file '{path}'; give the path of a state dict, true or false")
     try:
         weights = load_state_dict(path, weights_only=True)  # older versions of timm would run code in it
+    except Exception as error:  # torch's own words advise to let the file run code
+        raise ValueError(
+            f"model.pretrained: '{path}' does not hold weights of '{name}': it is damaged, or no file of weights alone"
+        ) from error
+    try:
         missing, left = backbone.load_state_dict(convert(weights, backbone), strict=False)
     except Exception as error:  # a foreign or damaged pickle raises whatever its bytes happen to mean
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -30,6 +30,7 @@ from tools.sweeping.base_steps import PlannedRun, as_arguments, share_base_steps
 from trainer.config import describe_difference, load_config
 from utils.arguments import fail, new_parser
 from utils.config.read import describe_errors, read_yaml
+from utils.errors import explain
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = """
@@ -240,7 +241,7 @@ def sweep(runs: Sequence[PlannedRun], environment: Mapping[str, str], dry_run: b
         try:
             finished = is_finished(run)
         except (ValueError, OSError) as error:
-            print(f"main.sh: {name}: {error}", file=sys.stderr, flush=True)
+            print(f"main.sh: {name}: {explain(error)}", file=sys.stderr, flush=True)
             failed.append(name)
             continue
         if finished:

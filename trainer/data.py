@@ -12,6 +12,7 @@ from datasets.source import SegmentationDataset
 from datasets.tasks import IGNORE_INDEX, Task
 from datasets.unreadable import Unreadable
 from trainer.config import Config
+from utils.errors import explain
 
 
 def open_split(config: Config, split: str, problems: list[str] | None = None) -> SegmentationDataset:
@@ -27,7 +28,7 @@ def open_splits(config: Config) -> tuple[SegmentationDataset, SegmentationDatase
             opened.append(open_split(config, split))
         except (ValueError, OSError) as error:
             errors.append(error)
-    told = list(dict.fromkeys(str(error) for error in errors))
+    told = list(dict.fromkeys(explain(error) for error in errors))
     if len(told) > 1:
         raise ValueError("\n".join(told))
     if errors:

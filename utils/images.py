@@ -1,6 +1,7 @@
 """Images in files: types of arrays and colours, masks decoded, and what is said of files that cannot be."""
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ Colour = tuple[int, int, int]
 
 MAX_PIXELS = 178_956_970
 """Pillow's own limit: a file of one megabyte can hold gigabytes of equal pixels."""
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # beyond twice as many it raises, and what is between is told here
+# Beyond twice as many Pillow raises; what is between is told here, not by its warning.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises over files that it cannot decode."""

@@ -135,14 +135,19 @@ LONG, DIGITS = "n" * 300, "1" * 400
 TEXT_EXPECTED = "put a text in quotes"
 
 CASES = [
-    Case("YAML", "nested 10 000 deep", text("[" * 10_000), "nested more than 32 deep"),
+    Case("YAML", "nested 2 000 deep", text("[" * 2000), "nested more than 32 deep"),
     Case(
         "YAML",
         "mappings nested 40 deep",
         text("".join(f"{' ' * i}a:\n" for i in range(40)) + f"{' ' * 40}1"),
         "nested more than 32 deep",
     ),
-    Case("YAML", "nine lines of aliases, 9⁹ items", text(BOMB), "once its aliases are written out"),
+    Case(
+        "YAML",
+        "nine lines of aliases, 9⁹ items",
+        text(f"{BOMB}task: *i\n"),
+        "once its aliases are written out",
+    ),
     Case("YAML", "an alias in what it names", text("a: &a [*a]\n"), "an alias stands in what it names"),
     Case(
         "YAML",
@@ -174,7 +179,7 @@ CASES = [
     ),
     Case("YAML", "an empty file", text(""), "holds nothing, expected a mapping"),
     Case("YAML", "two documents", text("a: 1\n---\nb: 2\n"), "found another document"),
-    Case("YAML", "--set nested 10 000 deep", fields("task=" + "[" * 10_000), "nested more than 32 deep"),
+    Case("YAML", "--set nested 2 000 deep", fields("task=" + "[" * 2000), "nested more than 32 deep"),
     Case("YAML", "--set of 5000 sections", fields("a." * 5000 + "b=1"), "names more than 32 sections"),
     Case("config", "a FIFO", config_is(os.mkfifo), "is a named pipe"),
     Case("config", "/dev/zero", lambda p: p.main(config=Path("/dev/zero")), "is a device"),
@@ -408,7 +413,7 @@ CASES = [
     Case("tasks", "an empty list", fields("task=[]"), "the list of steps is empty"),
     Case(
         "tasks",
-        "a class order of 10^6 ids",
+        "a class order of 9999 ids",
         fields("task=5-1", f"class_order={list(range(9999))}"),
         "class_order: ",
     ),

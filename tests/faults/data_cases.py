@@ -45,8 +45,9 @@ def check(place: Place, *fields: str) -> str:
 
 def first_line(spelling: str) -> Act:
     def act(place: Place) -> str:
-        data = place.data([spelling, "pear", "kiwi"])
+        data = place.data([spelling, "pear", "kiwi", "fig"])
         write_mask(data / "masks" / "train" / "img0.png", stripes(0, 1, height=32, width=32))
+        write_mask(data / "masks" / "train" / "img1.png", stripes(0, 1, 2, 3, height=32, width=32))
         answer = place.on_folder()
         return f"images a step: {sizes(place)}" if answer.startswith("exit 0") else answer
 
@@ -305,7 +306,10 @@ RENUMBERED = "a program has renumbered the mask"
 CASES = [
     *(Case("classes", f"first line {s!a}", first_line(s), COUNT) for s in SPELLINGS),
     Case(
-        "classes", "`Background` in line 2", classes("pear", "Background", "kiwi"), "line 2 names background"
+        "classes",
+        "`Background` in line 2",
+        classes("pear", "Background", "kiwi", "fig"),
+        "line 2 names background",
     ),
     Case("classes", "`bg` in the last line", classes("pear", "kiwi", "bg"), "line 3 names background"),
     Case(
@@ -320,17 +324,25 @@ CASES = [
         classes_yaml("- {name: Background}\n- {name: pear}\n- {name: kiwi}\n"),
         "exit 0",
     ),
-    Case("classes", "a name with an escape sequence", classes("pear", "kiwi", "\x1b[31mred"), "do not show"),
-    Case("classes", "a name with a direction override", classes("pear", "kiwi", "\u202egif"), "do not show"),
+    Case(
+        "classes",
+        "a name with an escape sequence",
+        classes("pear", "kiwi", "\x1b[31mred"),
+        "holds characters that do not show",
+    ),
+    Case(
+        "classes",
+        "a name with a direction override",
+        classes("pear", "kiwi", "\u202egif"),
+        "holds characters that do not show",
+    ),
     Case(
         "classes",
         "YAML's bare `no` as a name",
         classes_yaml("- {name: background}\n- {name: no}\n"),
         "found false (YAML reads a bare yes, no, on or off so",
     ),
-    Case(
-        "classes", "classes.yaml nested 10 000 deep", classes_yaml("[" * 10_000), "nested more than 32 deep"
-    ),
+    Case("classes", "classes.yaml nested 2 000 deep", classes_yaml("[" * 2000), "nested more than 32 deep"),
     Case("classes", "classes.yaml of 10 MB", classes_yaml("- {name: a}\n" * 900_000), "larger than 262 kB"),
     Case("classes", "classes.txt a FIFO", spoil("classes.txt", fifo), "is a named pipe"),
     Case("classes", "classes.txt a folder", spoil("classes.txt", folder), "is a folder"),

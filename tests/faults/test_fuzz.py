@@ -19,7 +19,7 @@ from tests.faults.place import Place
 from trainer.config import Config
 from utils.config.section import choice_of
 
-TABLES = {
+TABLES: dict[str, dict[str, type[BaseModel]]] = {
     "data": {"shapes": DATASETS["shapes"].options, "folder": DATASETS["folder"].options},
     "model": {"deeplabv3": MODELS["deeplabv3"].Options, "segmenter": MODELS["segmenter"].Options},
     "method": {name: method.Options for name, method in METHODS.items()},

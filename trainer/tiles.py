@@ -24,7 +24,9 @@ SIDE = 1024
 """Of the part of an image that a tile decides, in pixels as the model sees them."""
 MARGIN = 256
 """What a tile sees beyond that on every side: its neighbours' context."""
-SCORES_AT_ONCE = 2**24
+PIXELS_AT_ONCE = 2**20
+Positions = tuple[Tensor, Tensor, Tensor]
+"""Of pixels between others: the one before, the one after, the share of that."""
 
 
 def predict_each(
@@ -104,9 +106,9 @@ def predict_tiles(
             scores = score_views(model, tile[None].to(device), config)[0]
             rows, columns = _shown(top, side, height, size[0]), _shown(left, side, width, size[1])
             x = _positions(columns, width, size[1], before, tile.shape[2], device)
-            for band in _bands(rows, len(columns) * len(scores)):
+            for band in _bands(rows, len(columns)):
                 y = _positions(band, height, size[0], above, tile.shape[1], device)
-                found = _sample(scores, y, x).argmax(dim=0).byte().cpu().numpy()
+                found = _most_likely(scores, y, x).cpu().numpy()
                 classes[band.start : band.stop, columns.start : columns.stop] = found
     return classes
 
@@ -117,23 +119,34 @@ def _shown(first: int, side: int, seen: int, shown: int) -> range:
     return range(first * shown // seen, last * shown // seen)
 
 
-def _bands(rows: range, scores_a_row: int) -> Iterator[range]:
-    """Rows a few at a time, of SCORES_AT_ONCE scores at most."""
-    step = max(1, SCORES_AT_ONCE // max(1, scores_a_row))
+def _bands(rows: range, num_columns: int) -> Iterator[range]:
+    """Rows a few at a time, of PIXELS_AT_ONCE pixels at most."""
+    step = max(1, PIXELS_AT_ONCE // max(1, num_columns))
     yield from (range(first, min(first + step, rows.stop)) for first in range(rows.start, rows.stop, step))
 
 
 def _positions(
     pixels: range, seen: int, shown: int, first: int, length: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Where pixels of a prediction lie between those of a tile: the one before, the one after, the share of that."""
+) -> Positions:
+    """Where pixels of a prediction lie between those of a tile."""
     at = (torch.arange(pixels.start, pixels.stop, device=device) + 0.5) * (seen / shown) - 0.5 - first
     at = at.clamp(0, length - 1)
     before = at.floor()
     return before.long(), (before.long() + 1).clamp(max=length - 1), at - before
 
 
-def _sample(scores: Tensor, y: tuple[Tensor, Tensor, Tensor], x: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Scores (K,h,w) interpolated bilinearly at rows and columns (`_positions`), (K,H,W)."""
-    rows = torch.lerp(scores[:, y[0]].float(), scores[:, y[1]].float(), y[2][:, None])
-    return torch.lerp(rows[:, :, x[0]], rows[:, :, x[1]], x[2])
+def _most_likely(scores: Tensor, y: Positions, x: Positions) -> Tensor:
+    """Return the class (H,W) uint8 that is largest of scores (K,h,w) interpolated bilinearly, the first of equals.
+
+    Columns come first: there are fewer rows to gather them from.
+    """
+    first, last = int(y[0][0]), int(y[1][-1]) + 1
+    highest = torch.full((len(y[0]), len(x[0])), -torch.inf, device=scores.device)
+    classes = torch.zeros(highest.shape, dtype=torch.uint8, device=scores.device)
+    for class_id, shown in enumerate(scores[:, first:last].float()):
+        columns = torch.lerp(shown.index_select(1, x[0]), shown.index_select(1, x[1]), x[2])
+        above, below = (columns.index_select(0, at - first) for at in y[:2])
+        found = torch.lerp(above, below, y[2][:, None])
+        classes.masked_fill_(found > highest, class_id)
+        torch.maximum(highest, found, out=highest)
+    return classes

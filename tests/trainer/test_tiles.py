@@ -43,7 +43,7 @@ def draw(height: int, width: int, seed: int = 0) -> Tensor:
 def test_one_tile_gives_what_a_prediction_at_once_gives(
     model: SegmentationModel, config: Config, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(tiles, "SCORES_AT_ONCE", 5 * size[1] * 7)  # seven rows of five classes a time
+    monkeypatch.setattr(tiles, "PIXELS_AT_ONCE", size[1] * 7)  # seven rows a time
     image = draw(40, 56)
     expected = predict(model, image[None], [torch.Size(size)], config)[0].numpy()
     found = predict_tiles(model, image, torch.Size(size), config, CPU)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from torchvision.transforms.v2 import functional as F
 
 from datasets.tasks import IGNORE_INDEX
 from utils.images import UInt8Array
+
+ShortSide = int | Literal["crop", "own"]
+"""Pixels to which an image's shorter side is scaled: those of the training crop, its own (not scaled), or a number."""
 
 
 def to_tensors(image: UInt8Array, label: UInt8Array) -> tuple[Tensor, Tensor]:
@@ -143,17 +146,21 @@ def short_side_shape(shape: tuple[int, ...], size: int) -> tuple[int, int]:
 @dataclass(frozen=True)
 class EvaluateTransform:
     """What validation sees: 'center_crop' (short side to the crop, centre crop, of image and label), 'whole'
-    or 'sliding' (the image with its short side at the crop; the label at its own size)."""
+    or 'sliding' (the image with its short side at the crop, at so many pixels, or as it is ('own'); the label at its
+    own size)."""
 
     crop_size: int
     mode: str
+    short_side: ShortSide = "crop"
 
     def __call__(self, image: UInt8Array, label: UInt8Array) -> tuple[Tensor, Tensor]:
         """Return image (3,H,W) and label (H',W'), uint8."""
         x, y = to_tensors(image, label)
-        x = resize_short_side(x, self.crop_size, InterpolationMode.BILINEAR)
+        if self.short_side != "own":
+            size = self.crop_size if self.short_side == "crop" else self.short_side
+            x = resize_short_side(x, size, InterpolationMode.BILINEAR)
         if self.mode == "center_crop":
             y = resize_short_side(y, self.crop_size, InterpolationMode.NEAREST_EXACT)
-            size = [self.crop_size, self.crop_size]
-            x, y = F.center_crop(x, size), F.center_crop(y, size)
+            crop = [self.crop_size, self.crop_size]
+            x, y = F.center_crop(x, crop), F.center_crop(y, crop)
         return x.contiguous(), y[0].contiguous()

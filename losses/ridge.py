@@ -4,6 +4,8 @@ The sums add up over batches, ranks and steps in any order, so solving after eac
 with the same labels (recursive least squares; for segmentation e.g. SegACIL, arXiv 2412.10834).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -74,3 +76,33 @@ def solve_ridge(
     weights = torch.cholesky_solve(transform @ targets, factor)
     raw = transform.T @ weights
     return raw[:-1].T.contiguous(), raw[-1].contiguous()
+
+
+def likelihood_slope(scores: Tensor, labels: Tensor, sharpness: float) -> Tensor:
+    """Return first and second derivative by β of Σ -log softmax(β · scores) at the labels, (2,) float64.
+
+    scores: (N,K); labels: (N,) int64 in 0..K-1; sharpness: β, the inverse of a temperature. Sums of parts add up.
+    """
+    scores = scores.double()
+    shares = (sharpness * scores).softmax(dim=1)
+    mean = (shares * scores).sum(dim=1)
+    given = scores.gather(1, labels[:, None])[:, 0]
+    variance = (shares * (scores - mean[:, None]).square()).sum(dim=1)
+    return torch.stack([(mean - given).sum(), variance.sum()])
+
+
+def fit_sharpness(slope: Callable[[float], Tensor], tolerance: float = 1e-6) -> float:
+    """Return β > 0 that makes the labels most likely, by Newton's method: the likelihood is concave in β.
+
+    slope: gives `likelihood_slope` over all cells. Where ever larger ones fit ever better (every cell is right), the
+    search ends after 50 steps that each double β at most.
+    """
+    sharpness = 1.0
+    for _ in range(50):
+        first, second = slope(sharpness).tolist()
+        step = -first / max(second, 1e-12)
+        step = min(max(step, -sharpness / 2), sharpness)
+        sharpness += step
+        if abs(step) < tolerance * sharpness:
+            break
+    return sharpness

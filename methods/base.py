@@ -48,8 +48,15 @@ class Looks(Protocol):
     def whole_images(self, of_base_step: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (1,3,H,W) and labels (1,H',W') int64 of this step or of the base step, whole and as they are."""
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of all classes up to the step's, background first."""
+
     def sum(self, x: Tensor) -> Tensor:
         """Return x added up over all ranks."""
+
+    def say(self, text: str) -> None:
+        """Tell the user, on the terminal and in the run's log."""
 
 
 @dataclass(frozen=True)

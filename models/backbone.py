@@ -12,6 +12,8 @@ from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from models.depthwise import speed_up_dilated_depthwise
+
 Weights = dict[str, Tensor]
 
 
@@ -55,6 +57,7 @@ def build_backbone(name: str, pretrained: bool | str, output_stride: int) -> tup
         raise _not_fetched(name, error) from error
     if isinstance(pretrained, str):
         load_weights(backbone, name, pretrained, _rename_flat)
+    speed_up_dilated_depthwise(backbone)
     channels: int = backbone.feature_info.channels()[-1]  # type: ignore[operator, union-attr]
     return backbone, channels
 

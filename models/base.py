@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from models.backbone import pixel_statistics
-from models.closed_form import ClosedFormClassifier
+from models.closed_form import ClosedFormClassifier, join_maps
 from models.output import SegOutput, most_likely, upsample
 from utils.config.section import NamedSection
 
@@ -104,11 +104,23 @@ class SegmentationModel(nn.Module):
 
         images: (B,3,H,W), as forward takes them.
         """
+        return join_maps(self.named_maps(images, described_by), described_by)
+
+    def named_maps(self, images: Tensor, names: Sequence[str]) -> dict[str, Sequence[Tensor]]:
+        """Return the maps (B,C,h,w) of these names, on the grid; parts of the network that none needs may rest."""
         raise NotImplementedError
 
     def solve_classes(self, described_by: Sequence[str], weight: Tensor, bias: Tensor) -> None:
         """Let a solved classifier of weights (K,F) and constants (K,) score all classes from now on."""
         self.closed_form = ClosedFormClassifier(described_by, weight, bias).to(self.pixel_mean.device)
+
+    def solved_output(self, images: Tensor, full_size: bool) -> SegOutput:
+        """Return what a solved model says: its features are the descriptions, its class tokens the solved weights."""
+        assert self.closed_form is not None
+        description = self.describe(images, self.closed_form.described_by)
+        grid_logits = self.closed_form(description)
+        logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
+        return SegOutput(logits, grid_logits, description, self.closed_form.weight, None)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """Return the parameters trained at the backbone's learning rate."""

@@ -28,22 +28,28 @@ class ClosedFormClassifier(nn.Module):
             return F.conv2d(description.float(), self.weight[:, :, None, None], self.bias)
 
 
-def join_maps(
-    maps: Mapping[str, Sequence[Tensor]], described_by: Sequence[str], grid: tuple[int, int]
-) -> Tensor:
-    """Return the maps named in `described_by` as one (B,F,h,w), then what its contexts add.
+def join_maps(maps: Mapping[str, Sequence[Tensor]], described_by: Sequence[str]) -> Tensor:
+    """Return the maps named in `described_by`, (B,C,h,w) each, as one (B,F,h,w), then what its contexts add.
 
-    maps: (B,C,h',w') by name, of any size; those of another size are averaged to the grid (h,w). Contexts:
-    'neighbours', the mean of each 3x3 cells; 'image', the mean of all cells.
+    Contexts: 'neighbours', the mean of each 3x3 cells; 'image', the mean of all cells.
     """
-    named = [x for name in described_by if name not in CONTEXTS for x in maps[name]]
-    own = torch.cat([x if x.shape[2:] == grid else F.adaptive_avg_pool2d(x, grid) for x in named], dim=1)
+    own = torch.cat([x for name in described_by if name not in CONTEXTS for x in maps[name]], dim=1)
     joined = [own]
     if "neighbours" in described_by:
         joined.append(F.avg_pool2d(own, 3, stride=1, padding=1, count_include_pad=False))
     if "image" in described_by:
         joined.append(own.mean(dim=(2, 3), keepdim=True).expand_as(own))
     return torch.cat(joined, dim=1)
+
+
+def pool_to_grid(x: Tensor, factor: int, grid: tuple[int, int]) -> Tensor:
+    """Return the means (B,C,h,w) of factor x factor cells of a finer map (B,C,h',w'), of what there is at its borders.
+
+    A pooling of fixed kernel, not to a size: exported models take images of any.
+    """
+    if factor > 1:
+        x = F.avg_pool2d(x, factor, ceil_mode=True, count_include_pad=False)
+    return x[:, :, : grid[0], : grid[1]]
 
 
 CONTEXTS = ("neighbours", "image")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.backbone import build_backbone
 from models.base import MAX_CHANNELS, ModelOptions, SegmentationModel, Start
 from models.classifier import GrowingClassifier
-from models.closed_form import join_maps
+from models.closed_form import pool_to_grid
 from models.output import SegOutput
 
 
@@ -66,13 +66,14 @@ class DeepLabV3(SegmentationModel):
     trains_on_single_images = False
     has_stages = True
     has_linear_classifier = True
-    maps = ("head", "aspp", "backbone", "stages")
+    maps = ("backbone", "stages", "aspp", "head")
 
     def __init__(self, num_classes: list[int], options: Options, image_size: int = 512) -> None:
         super().__init__(num_classes, options, image_size)
         self.backbone, in_channels = build_backbone(
             options.backbone, options.pretrained, options.output_stride
         )
+        self.strides: list[int] = self.backbone.feature_info.reduction()  # type: ignore[operator, union-attr, assignment]
         rates = tuple(rate * 16 // options.output_stride for rate in (6, 12, 18))
         self.aspp = ASPP(in_channels, options.channels, rates)
         self.project = conv_bn_relu(self.aspp.out_channels, options.channels, 3)
@@ -94,28 +95,25 @@ class DeepLabV3(SegmentationModel):
         return list(self.classifier.heads[-1].parameters())
 
     def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
-        stages, pyramid, features = self._encode(images)
-        if self.closed_form is None:
-            grid_logits = self.classify(features)
-        else:
-            described_by = self.closed_form.described_by
-            grid_logits = self.closed_form(self._describe(stages, pyramid, features, described_by))
+        if self.closed_form is not None:
+            return self.solved_output(images, full_size)
+        stages = self.backbone(self.normalise(images))
+        features = self.project(self.aspp(stages[-1]))
+        grid_logits = self.classify(features)
         logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
         kept = tuple(stages) if with_stages else ()
         return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), None, kept)
 
-    def describe(self, images: Tensor, described_by: Sequence[str]) -> Tensor:
-        return self._describe(*self._encode(images), described_by)
-
-    def _encode(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Return the backbone's stages, fine to coarse, what ASPP makes of the last, and the features."""
+    def named_maps(self, images: Tensor, names: Sequence[str]) -> dict[str, Sequence[Tensor]]:
+        """'stages' are all of the backbone's but the last one, which is 'backbone'."""
         stages = self.backbone(self.normalise(images))
-        pyramid = self.aspp(stages[-1])
-        return stages, pyramid, self.project(pyramid)
-
-    def _describe(
-        self, stages: list[Tensor], pyramid: Tensor, features: Tensor, described_by: Sequence[str]
-    ) -> Tensor:
-        """Join the maps that are asked for; 'stages' are all but the backbone's last one."""
-        maps = {"head": [features], "aspp": [pyramid], "backbone": stages[-1:], "stages": stages[:-1]}
-        return join_maps(maps, described_by, (features.shape[2], features.shape[3]))
+        grid = stages[-1].shape[2], stages[-1].shape[3]
+        finer = [
+            pool_to_grid(stage, self.strides[-1] // stride, grid)
+            for stage, stride in zip(stages[:-1], self.strides[:-1], strict=True)
+        ]
+        maps: dict[str, Sequence[Tensor]] = {"backbone": stages[-1:], "stages": finer}
+        if "aspp" in names or "head" in names:
+            pyramid = self.aspp(stages[-1])
+            maps |= {"aspp": [pyramid], "head": [self.project(pyramid)]}
+        return maps

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from models.backbone import build_vit
 from models.base import MAX_CHANNELS, ModelOptions, SegmentationModel, Start
-from models.closed_form import join_maps
 from models.output import SegOutput, most_likely, upsample
 
 
@@ -125,7 +124,7 @@ class Segmenter(SegmentationModel):
         """Stochastic depth of the last of them; it rises linearly from 0."""
 
     trains_on_single_images = True
-    maps = ("head", "backbone")
+    maps = ("backbone", "head")
 
     def __init__(self, num_classes: list[int], options: Options, image_size: int = 512) -> None:
         super().__init__(num_classes, options, image_size)
@@ -168,20 +167,20 @@ class Segmenter(SegmentationModel):
         return torch.Size(side * self.patch_size for side in grid_logits.shape[2:])
 
     def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
-        backbone, features, class_embeddings = self._encode(images)
-        if self.closed_form is None:
-            grid_logits = self._masks(features, class_embeddings)
-        else:
-            grid_logits = self.closed_form(_describe(backbone, features, self.closed_form.described_by))
+        if self.closed_form is not None:
+            return self.solved_output(images, full_size)
+        features, class_embeddings = self._decode(self._encode(images))
+        grid_logits = self._masks(features, class_embeddings)
         logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
         return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), class_embeddings)
 
-    def describe(self, images: Tensor, described_by: Sequence[str]) -> Tensor:
-        backbone, features, _ = self._encode(images)
-        return _describe(backbone, features, described_by)
+    def named_maps(self, images: Tensor, names: Sequence[str]) -> dict[str, Sequence[Tensor]]:
+        backbone = self._encode(images)
+        maps: dict[str, Sequence[Tensor]] = {"backbone": [backbone]}
+        return maps | {"head": [self._decode(backbone)[0]]} if "head" in names else maps
 
-    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the backbone's patches (B,C,h,w), the projected patches (B,D,h,w) and the class embeddings (B,K,D)."""
+    def _encode(self, images: Tensor) -> Tensor:
+        """Return the backbone's patches (B,C,h,w)."""
         height, width = images.shape[2:]
         # Whole numbers all the way: torch.export follows them where sizes are dynamic, and loses track of a ceil.
         grid = [(side + self.patch_size - 1) // self.patch_size for side in (height, width)]
@@ -189,9 +188,13 @@ class Segmenter(SegmentationModel):
         # Normalised, the mean colour is 0.
         x = F.pad(self.normalise(images), (0, missing[1], 0, missing[0]))
         encoded = self.backbone.forward_features(x)[:, self.backbone.num_prefix_tokens :]
+        return encoded.transpose(1, 2).unflatten(2, grid)
+
+    def _decode(self, backbone: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the projected patches (B,D,h,w) and the class embeddings (B,K,D)."""
+        encoded = backbone.flatten(2).transpose(1, 2)
         patches, class_embeddings = self.decoder(encoded, self.classifier.class_tokens())
-        backbone, features = (x.transpose(1, 2).unflatten(2, grid) for x in (encoded, patches))
-        return backbone, features, class_embeddings
+        return patches.transpose(1, 2).unflatten(2, backbone.shape[2:]), class_embeddings
 
     def _masks(self, features: Tensor, class_embeddings: Tensor) -> Tensor:
         """(B,D,h,w) and (B,K,D) -> (B,K,h,w), in float32 at least: the norm magnifies what cosines differ by."""
@@ -200,12 +203,6 @@ class Segmenter(SegmentationModel):
             patches = F.normalize(features.to(dtype), dim=1)
             classes = F.normalize(class_embeddings.to(dtype), dim=2)
             return self.classifier(torch.einsum("bkd,bdhw->bkhw", classes, patches))
-
-
-def _describe(backbone: Tensor, features: Tensor, described_by: Sequence[str]) -> Tensor:
-    """Join the maps that are asked for."""
-    maps = {"head": [features], "backbone": [backbone]}
-    return join_maps(maps, described_by, (features.shape[2], features.shape[3]))
 
 
 def _initialise(module: nn.Module) -> None:

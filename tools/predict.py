@@ -27,6 +27,7 @@ from torchvision.transforms import InterpolationMode
 
 from datasets.file_dataset import check_libraries, describe_aspect, is_hidden, read_image
 from datasets.folder import IMAGE_SUFFIXES
+from datasets.tasks import IGNORE_INDEX
 from datasets.transforms import resize_short_side
 from datasets.unreadable import explain
 from models import ModelInfo, load_model
@@ -38,6 +39,7 @@ from utils.distributed import find_worker
 from utils.errors import DataError
 from utils.files import check_writable, open_atomic, write_atomic, writing
 from utils.images import MAX_PIXELS, UInt8Array
+from utils.report.pictures import IGNORED_COLOUR
 
 EXAMPLES = """
 python -m tools.predict runs/demo/checkpoints/step_2.pth photos/ "more/**/*.jpg" --output predictions
@@ -51,6 +53,8 @@ SECONDS_BETWEEN_LISTS = 10.0
 """predictions.json is written as it goes, no more often than this, and at the end whatever happens."""
 PREDICTIONS = "predictions.json"
 TOO_LARGE = "too large for the memory of this machine; cut it into tiles"
+UNSURE = "(unsure)"
+"""What predictions.json calls pixels below --confidence; no class is named so."""
 
 
 def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:
@@ -157,13 +161,14 @@ def read_images(
 def save_images(
     output: Path, name: Path, pixels: UInt8Array, classes: UInt8Array, palette: UInt8Array
 ) -> None:
-    """Write the mask and the overlay of an image; background (class 0) is not laid over."""
+    """Write the mask and the overlay of an image; background (class 0) and unsure pixels are not laid over."""
     mask = Image.fromarray(classes)
     mask.putpalette(palette.tobytes())
     mixed = np.empty_like(pixels)
     for first in range(0, len(pixels), ROWS_AT_ONCE):
         rows = slice(first, first + ROWS_AT_ONCE)
-        shown = (classes[rows] > 0)[:, :, None] * OPACITY
+        known = (classes[rows] > 0) & (classes[rows] != IGNORE_INDEX)
+        shown = known[:, :, None] * OPACITY
         mixed[rows] = (pixels[rows] * (1 - shown) + palette[classes[rows]] * shown).round()
     overlay = Image.fromarray(mixed)
     for folder, image in (("masks", mask), ("overlays", overlay)):
@@ -178,13 +183,14 @@ def describe_image(name: Path, path: Path, classes: UInt8Array, info: ModelInfo)
     counts = np.zeros(256, np.int64)
     for first in range(0, len(classes), ROWS_AT_ONCE):
         counts += np.bincount(classes[first : first + ROWS_AT_ONCE].ravel(), minlength=256)
+    names = {**dict(enumerate(info.class_names)), IGNORE_INDEX: UNSURE}
     return {
         "image": str(path),
         "mask": f"masks/{name.as_posix()}.png",
         "overlay": f"overlays/{name.as_posix()}.png",
         "width": classes.shape[1],
         "height": classes.shape[0],
-        "shares": {info.class_names[c]: counts[c] / classes.size for c in np.flatnonzero(counts)},
+        "shares": {names[c]: counts[c] / classes.size for c in np.flatnonzero(counts)},
     }
 
 
@@ -200,7 +206,8 @@ def run(args: argparse.Namespace) -> list[str]:
     names = list(images)
     short_side = None if args.short_side == "own" else args.short_side or config.train.crop_size
     dataset = Images(list(images.values()), short_side, args.max_pixels)
-    palette = np.array(info.palette, dtype=np.uint8)
+    palette = np.full((256, 3), IGNORED_COLOUR, dtype=np.uint8)
+    palette[: len(info.palette)] = info.palette
     problems: list[str] = []
     entries: dict[int, dict[str, Any]] = {}
     samples = read_images(dataset, min(args.num_workers, len(dataset)), problems)
@@ -211,7 +218,7 @@ def run(args: argparse.Namespace) -> list[str]:
         problems.append(f"{dataset.paths[index]}: {TOO_LARGE}")
 
     try:
-        for (index, pixels), ids in predict_each(model, samples, config, device, refuse):
+        for (index, pixels), ids in predict_each(model, samples, config, device, refuse, args.confidence):
             save_images(args.output, names[index], pixels, ids, palette)
             entries[index] = describe_image(names[index], dataset.paths[index], ids, info)
             if time.monotonic() - written > SECONDS_BETWEEN_LISTS:
@@ -278,6 +285,17 @@ def parse_workers(text: str) -> int:
     return int(text)
 
 
+def parse_share(text: str) -> float:
+    """Read a number from 0 to 1; raises ArgumentTypeError."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}': give a number from 0 to 1")
+    return share
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = new_parser("python -m tools.predict", __doc__, EXAMPLES)
@@ -299,6 +317,13 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="scale an image's short side to this before the model sees it, 'own' not at all (with --mode sliding "
         "for large images with small objects); default: the training crop, as in evaluation",
+    )
+    view.add_argument(
+        "--confidence",
+        type=parse_share,
+        default=0.0,
+        metavar="SHARE",
+        help="give pixels whose class is less probable than this (0 to 1) no class: 255 in the masks; default: 0",
     )
     how = parser.add_argument_group("how it runs")
     how.add_argument(

@@ -135,8 +135,11 @@ class MemoryConfig(Section):
 
 class EvaluateConfig(Section):
     mode: Literal["center_crop", "whole", "sliding"] = "center_crop"
-    """What the model sees of an image whose short side is at the crop: its centre (the literature), all of it at once,
+    """What the model sees of an image: its centre, with the short side at the crop (the literature), all of it at once,
     or all of it in windows of the crop's size; the last two count at the label's own size."""
+    short_side: Literal["crop", "own"] | Annotated[int, Field(ge=1, le=MAX_SIDE)] = "crop"
+    """Pixels to which an image's short side is scaled first: those of the crop, its own (not scaled), or a number;
+    modes `whole` and `sliding` only."""
     stride: int | None = Field(None, ge=1)
     """Pixels from one window to the next (`sliding` only), no more than the crop; null is two thirds of the crop, as
     PSPNet and its successors have it. Probabilities are averaged where windows overlap."""
@@ -296,6 +299,11 @@ def _contradictions(config: Config) -> list[str]:
         problems.append(
             f"evaluate.stride: is for evaluate.mode sliding only, found {config.evaluate.mode}; set the mode too, or "
             "leave it out"
+        )
+    if config.evaluate.short_side != "crop" and config.evaluate.mode == "center_crop":
+        problems.append(
+            f"evaluate.short_side: found {config.evaluate.short_side} with evaluate.mode center_crop, which scales the "
+            "short side to the crop; set evaluate.mode to whole or sliding, or leave it out"
         )
     if config.evaluate.stride is not None and config.evaluate.stride > train.crop_size:
         problems.append(

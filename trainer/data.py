@@ -10,6 +10,7 @@ from datasets.file_dataset import FileDataset, check_libraries
 from datasets.memory import select_memories
 from datasets.source import SegmentationDataset
 from datasets.tasks import IGNORE_INDEX, Task
+from datasets.transforms import EvaluateTransform
 from datasets.unreadable import Unreadable
 from trainer.config import Config
 from utils.errors import explain
@@ -34,6 +35,11 @@ def open_splits(config: Config) -> tuple[SegmentationDataset, SegmentationDatase
     if errors:
         raise errors[0]
     return opened[0], opened[1]
+
+
+def evaluate_transform(config: Config) -> EvaluateTransform:
+    """Return what evaluation does to image and label."""
+    return EvaluateTransform(config.train.crop_size, config.evaluate.mode, config.evaluate.short_side)
 
 
 def resolve_class_order(config: Config) -> list[int] | None:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.tasks import IGNORE_INDEX
 from models import SegmentationModel, SegOutput
 from models.output import most_likely, upsample
 from trainer.config import Config
@@ -30,22 +31,36 @@ def autocast(amp: str, device: torch.device) -> contextlib.AbstractContextManage
 
 @torch.inference_mode()
 def predict(
-    model: SegmentationModel, images: Tensor, sizes: Sequence[torch.Size], config: Config
+    model: SegmentationModel,
+    images: Tensor,
+    sizes: Sequence[torch.Size],
+    config: Config,
+    confidence: float = 0.0,
 ) -> list[Tensor]:
     """Return for every image the most likely class (H,W) int64 of each pixel, at its own size of `sizes`.
 
     images: (B,3,h,w) of values 0..255; `config` says how they are looked at (`evaluate`) and in which precision.
+    confidence: pixels whose class is less probable than this, by a softmax over the scores, get IGNORE_INDEX.
     """
     evaluate, own_size = config.evaluate, images.shape[2:]
     is_single_view = evaluate.mode != "sliding" and not evaluate.flip and evaluate.scales == [1.0]
-    if is_single_view and all(size == own_size for size in sizes):
+    if is_single_view and not confidence and all(size == own_size for size in sizes):
         # The literature's protocol: nothing but the largest class is asked of the logits.
         return list(model.most_likely(_forward(model, images, config, full_size=False).grid_logits, own_size))
     scores = score_views(model, images, config)
+    if confidence:
+        return [_confident(scores[i : i + 1], size, confidence)[0] for i, size in enumerate(sizes)]
     return [
         scores[i].max(dim=0).indices if size == own_size else most_likely(scores[i : i + 1], size)[0]
         for i, size in enumerate(sizes)
     ]
+
+
+def _confident(scores: Tensor, size: torch.Size, confidence: float) -> Tensor:
+    """Return the classes (B,H,W) of scores (B,K,h,w), IGNORE_INDEX where they are less probable than `confidence`."""
+    scores = scores if scores.shape[2:] == size else upsample(scores, size)
+    probability, classes = scores.softmax(dim=1).max(dim=1)
+    return classes.masked_fill(probability < confidence, IGNORE_INDEX)
 
 
 def predict_all(
@@ -53,6 +68,7 @@ def predict_all(
     samples: Iterable[tuple[Tensor, torch.Size, T]],
     config: Config,
     device: torch.device,
+    confidence: float = 0.0,
 ) -> Iterator[tuple[T, Tensor]]:
     """Yield what goes with each image and the image's classes, as `predict` gives them; not quite in order.
 
@@ -65,18 +81,19 @@ def predict_all(
             size = images_at_once(batch[group[0]][0].shape[1:], config)
             for indices in (group[start : start + size] for start in range(0, len(group), size)):
                 images = torch.stack([batch[i][0].to(device, non_blocking=True) for i in indices])
-                predictions = predict(model, images, [batch[i][1] for i in indices], config)
+                sizes = [batch[i][1] for i in indices]
+                predictions = predict(model, images, sizes, config, confidence)
                 yield from ((batch[i][2], classes) for i, classes in zip(indices, predictions, strict=True))
 
 
 def images_at_once(size: torch.Size, config: Config) -> int:
     """Return how many images (h,w) to look at together, of which scores are kept, K floats a pixel.
 
-    A batch of them; of sliding windows as many as a batch of windows has pixels for: a batch of large images would take
-    gigabytes.
+    A batch of them; where they are looked at in windows or at another size than the crop, as many as a batch of crops
+    has pixels for: a batch of large images would take gigabytes.
     """
     batch_size = config.evaluate.batch_size
-    if config.evaluate.mode != "sliding":
+    if config.evaluate.mode != "sliding" and config.evaluate.short_side == "crop":
         return batch_size
     return math.ceil(batch_size * config.train.crop_size**2 / (size[0] * size[1]))
 

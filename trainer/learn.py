@@ -49,9 +49,8 @@ def learn(session: Session, step: Step) -> None:
     method, model = learner.method, learner.model
     dataset = step_dataset(plan, step, model)
     saves = MidStepSaves(session, step)
-    method.looks = StepLooks(
-        dataset, partial(whole_datasets, session, step), learner.old_model, config, worker
-    )
+    whole = partial(whole_datasets, session, step)
+    method.looks = StepLooks(session, step, dataset, whole, learner.old_model)
     started = time.monotonic()
     if saves.num_done == 0:
         method.begin_step(model, method.looks)
@@ -148,7 +147,8 @@ def whole_datasets(session: Session, step: Step, of_base_step: bool) -> list[Val
     plan, config, worker = session.plan, session.config, session.worker
     step = plan.task.steps[0] if of_base_step else step
     memory = set(plan.memory_ids[step.index])
-    transform = EvaluateTransform(config.train.crop_size, "whole")
+    # The scale of evaluation is the scale at which a model is solved.
+    transform = EvaluateTransform(config.train.crop_size, "whole", config.evaluate.short_side)
     tables = {False: config.data.train_on, True: config.memory.labels}
     datasets = []
     for is_memory, train_on in tables.items():

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets.incremental import StepDataset, ValidationDataset
+from datasets.tasks import Step
 from methods import Output
 from models import SegmentationModel
-from trainer.config import Config
 from trainer.inference import autocast
-from utils.distributed import Worker
+from trainer.session import Session
+from utils.console import progress_bar
 from utils.signals import leave_signals_to_parent
 
 
@@ -25,26 +26,37 @@ class StepLooks:
 
     def __init__(
         self,
+        session: Session,
+        step: Step,
         dataset: StepDataset,
         whole: Callable[[bool], Sequence[ValidationDataset]],
         old_model: SegmentationModel | None,
-        config: Config,
-        worker: Worker,
     ) -> None:
+        self.session = session
+        self.step = step
         self.whole = whole
         self.dataset = dataset
         self.old_model = old_model
-        self.config = config
-        self.worker = worker
+        self.config = session.config
+        self.worker = session.worker
 
     @property
     def device(self) -> torch.device:
         """Where images, labels and outputs are."""
         return self.worker.device
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of all classes up to the step's, background first."""
+        return self.session.plan.task.class_names[: self.step.num_classes]
+
     def sum(self, x: Tensor) -> Tensor:
         """Return x added up over all ranks."""
         return self.worker.sum(x)
+
+    def say(self, text: str) -> None:
+        """Tell the user, on the terminal and in the run's log."""
+        self.session.log.info(f"step {self.step.index}: {text}")
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Output]]:
         """Yield images (B,3,H,W), labels (B,H,W) int64 and the old model's output, without gradient."""
@@ -71,7 +83,7 @@ class StepLooks:
 
     def whole_images(self, of_base_step: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (1,3,H,W) and labels (1,H',W') int64 of this step or of the base step, whole and as they are."""
-        for dataset in self.whole(of_base_step):
+        for dataset in filter(len, self.whole(of_base_step)):
             loader = DataLoader(
                 dataset,
                 batch_size=None,
@@ -79,6 +91,11 @@ class StepLooks:
                 worker_init_fn=leave_signals_to_parent,
                 generator=torch.Generator(),
             )
-            for image, label, problem in loader:
+            what = "images of the base step" if of_base_step else "images"
+            shown = self.worker.is_main
+            bar = progress_bar(
+                f"step {self.step.index}: {what}", len(dataset), "image", over=loader, shown=shown
+            )
+            for image, label, problem in bar:
                 if not problem:
                     yield image[None].to(self.device), label[None].long().to(self.device)

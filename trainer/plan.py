@@ -10,8 +10,7 @@ from datasets.incremental import ValidationDataset, evaluation_table, select_tra
 from datasets.selection import SETTINGS, select_images, split_holdout
 from datasets.source import SegmentationDataset
 from datasets.tasks import Step, Task, build_task
-from datasets.transforms import EvaluateTransform
-from methods import METHODS
+from methods import method_of_step
 from trainer.checkpoint import checkpoint_path, new_model
 from trainer.checks import (
     check_base,
@@ -23,7 +22,14 @@ from trainer.checks import (
     finished_steps,
 )
 from trainer.config import Config
-from trainer.data import choose_memories, index_splits, open_split, open_splits, resolve_class_order
+from trainer.data import (
+    choose_memories,
+    evaluate_transform,
+    index_splits,
+    open_split,
+    open_splits,
+    resolve_class_order,
+)
 from trainer.network import Network, new_network
 from trainer.sampling import TrainSampler
 from utils.distributed import Worker, seed_everything
@@ -41,8 +47,7 @@ class Evaluation:
         """Return validation images, labelled for a step."""
         config = self.config
         table = evaluation_table(self.task, step, config.evaluate.future, self.val.background_is_void)
-        transform = EvaluateTransform(config.train.crop_size, config.evaluate.mode)
-        return ValidationDataset(self.val, image_ids, table, transform)
+        return ValidationDataset(self.val, image_ids, table, evaluate_transform(config))
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class Plan:
         """Return the optimiser updates of a step; none in one that is taken over or solved."""
         if step.index == 0 and self.config.init_from is not None:
             return 0
-        if step.index > 0 and not METHODS[self.config.method.name].trains:
+        if not method_of_step(self.config.method, step.num_old, step.num_new).trains:
             return 0
         return self.sampler(step, worker).num_iterations
 

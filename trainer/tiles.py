@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.tasks import IGNORE_INDEX
 from models import SegmentationModel
 from trainer.config import Config
 from trainer.inference import predict_all, score_views
@@ -35,22 +36,24 @@ def predict_each(
     config: Config,
     device: torch.device,
     refuse: Callable[[T], None],
+    confidence: float = 0.0,
 ) -> Iterator[tuple[T, UInt8Array]]:
     """Yield what goes with every image and its class ids (H,W) uint8; not quite in order.
 
-    Large images come alone. refuse: takes what goes with an image that is too large for the memory.
+    Large images come alone. refuse: takes what goes with an image that is too large for the memory;
+    confidence: as `trainer.inference.predict` has it.
     """
     batch: list[Sample[T]] = []
     for sample in samples:
         if is_large(*sample[:2]):
-            yield from _predict_batch(model, [sample], config, device, refuse)
+            yield from _predict_batch(model, [sample], config, device, refuse, confidence)
             continue
         batch.append(sample)
         if len(batch) == config.evaluate.batch_size:
-            yield from _predict_batch(model, batch, config, device, refuse)
+            yield from _predict_batch(model, batch, config, device, refuse, confidence)
             batch = []
     if batch:
-        yield from _predict_batch(model, batch, config, device, refuse)
+        yield from _predict_batch(model, batch, config, device, refuse, confidence)
 
 
 def _predict_batch(
@@ -59,13 +62,14 @@ def _predict_batch(
     config: Config,
     device: torch.device,
     refuse: Callable[[T], None],
+    confidence: float,
 ) -> list[tuple[T, UInt8Array]]:
     """`predict_each` of images that are looked at together; if that is too much for the memory, one by one."""
     try:
         image, size, told = batch[0]
         if is_large(image, size):
-            return [(told, predict_tiles(model, image, size, config, device))]
-        found = predict_all(model, iter(batch), config, device)
+            return [(told, predict_tiles(model, image, size, config, device, confidence))]
+        found = predict_all(model, iter(batch), config, device, confidence)
         return [(told, classes.byte().cpu().numpy()) for told, classes in found]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -73,7 +77,7 @@ def _predict_batch(
     if len(batch) == 1:
         refuse(batch[0][2])
         return []
-    alone = [_predict_batch(model, [sample], config, device, refuse) for sample in batch]
+    alone = [_predict_batch(model, [sample], config, device, refuse, confidence) for sample in batch]
     return [pair for pairs in alone for pair in pairs]
 
 
@@ -89,7 +93,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @torch.inference_mode()
 def predict_tiles(
-    model: SegmentationModel, image: Tensor, size: torch.Size, config: Config, device: torch.device
+    model: SegmentationModel,
+    image: Tensor,
+    size: torch.Size,
+    config: Config,
+    device: torch.device,
+    confidence: float = 0.0,
 ) -> UInt8Array:
     """Return the classes (H,W) uint8, at `size`, of an image (3,h,w) of values 0..255.
 
@@ -108,7 +117,7 @@ def predict_tiles(
             x = _positions(columns, width, size[1], before, tile.shape[2], device)
             for band in _bands(rows, len(columns)):
                 y = _positions(band, height, size[0], above, tile.shape[1], device)
-                found = _most_likely(scores, y, x).cpu().numpy()
+                found = _most_likely(scores, y, x, confidence).cpu().numpy()
                 classes[band.start : band.stop, columns.start : columns.stop] = found
     return classes
 
@@ -135,18 +144,21 @@ def _positions(
     return before.long(), (before.long() + 1).clamp(max=length - 1), at - before
 
 
-def _most_likely(scores: Tensor, y: Positions, x: Positions) -> Tensor:
+def _most_likely(scores: Tensor, y: Positions, x: Positions, confidence: float = 0.0) -> Tensor:
     """Return the class (H,W) uint8 that is largest of scores (K,h,w) interpolated bilinearly, the first of equals.
 
-    Columns come first: there are fewer rows to gather them from.
+    Where it is less probable than `confidence`, by a softmax over the scores, it is IGNORE_INDEX. Columns come first: there are fewer rows to gather them from.
     """
     first, last = int(y[0][0]), int(y[1][-1]) + 1
     highest = torch.full((len(y[0]), len(x[0])), -torch.inf, device=scores.device)
     classes = torch.zeros(highest.shape, dtype=torch.uint8, device=scores.device)
+    total = highest.clone()  # the log of the sum that a softmax divides by
     for class_id, shown in enumerate(scores[:, first:last].float()):
         columns = torch.lerp(shown.index_select(1, x[0]), shown.index_select(1, x[1]), x[2])
         above, below = (columns.index_select(0, at - first) for at in y[:2])
         found = torch.lerp(above, below, y[2][:, None])
         classes.masked_fill_(found > highest, class_id)
         torch.maximum(highest, found, out=highest)
-    return classes
+        if confidence:
+            torch.logaddexp(total, found, out=total)
+    return classes.masked_fill_((highest - total).exp() < confidence, IGNORE_INDEX) if confidence else classes

@@ -10,10 +10,10 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from datasets.incremental import ValidationDataset, training_table
 from datasets.tasks import IGNORE_INDEX, Step
-from datasets.transforms import EvaluateTransform
 from datasets.unreadable import Unreadable
 from models import SegmentationModel
 from trainer.config import Config
+from trainer.data import evaluate_transform
 from trainer.inference import predict_all
 from trainer.plan import Evaluation, Plan
 from utils.console import progress_bar
@@ -47,8 +47,8 @@ def score_on_holdout(plan: Plan, step: Step, model: SegmentationModel, worker: W
     """
     config, holdout = plan.config, plan.holdout_ids[step.index]
     table = training_table(plan.task, step, config.data.train_on)
-    transform = EvaluateTransform(config.train.crop_size, config.evaluate.mode)
-    dataset = ValidationDataset(plan.train, holdout[worker.rank :: worker.world_size], table, transform)
+    ids = holdout[worker.rank :: worker.world_size]
+    dataset = ValidationDataset(plan.train, ids, table, evaluate_transform(config))
     where, data = f"held-out images of step {step.index}", config.data
     unreadable = Unreadable(data.on_error, data.max_skipped, len(holdout), where)
     confusion = evaluate(model, dataset, step.num_classes, config, worker, unreadable, where)

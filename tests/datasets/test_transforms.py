@@ -259,6 +259,18 @@ def test_the_centre_crop_of_a_larger_image_takes_every_other_pixel() -> None:
     assert np.abs(x.permute(1, 2, 0).numpy()[1:-1, 1:-1] - centre[1:-1, 1:-1]).max() <= 1
 
 
+@pytest.mark.parametrize("mode", ["whole", "sliding"])
+def test_the_short_side_may_be_another_than_the_crop_or_stay_as_it_is(mode: str) -> None:
+    image, label = coordinates(120, 160)
+    x, y = EvaluateTransform(60, mode, "own")(image, label)
+    np.testing.assert_array_equal(x.permute(1, 2, 0).numpy(), image)
+    np.testing.assert_array_equal(y.numpy(), label)
+    x, y = EvaluateTransform(60, mode, 90)(image, label)
+    expected = resize_short_side(torch.tensor(image).permute(2, 0, 1), 90, InterpolationMode.BILINEAR)
+    assert torch.equal(x, expected)
+    np.testing.assert_array_equal(y.numpy(), label)
+
+
 def test_whole_resizes_the_image_and_leaves_the_label_untouched() -> None:
     image, label = coordinates(120, 160)
     x, y = EvaluateTransform(60, "whole")(image, label)

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from losses.ridge import balanced_sums, class_grams, solve_ridge, standardisation
+from losses.ridge import (
+    balanced_sums,
+    class_grams,
+    fit_sharpness,
+    likelihood_slope,
+    solve_ridge,
+    standardisation,
+)
 
 F, K = 5, 3
 
@@ -95,3 +102,29 @@ def test_a_feature_that_never_moves_does_no_harm() -> None:
     weight, bias = solve_ridge(gram, targets, *standardisation(gram), 1e-3)
     assert weight.isfinite().all()
     assert bias.isfinite().all()
+
+
+def test_the_slope_of_the_likelihood_is_that_of_autograd() -> None:
+    generator = torch.Generator().manual_seed(6)
+    scores, labels = torch.randn(20, 4, generator=generator), torch.randint(0, 4, (20,), generator=generator)
+    sharpness = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
+    loss = torch.nn.functional.cross_entropy(sharpness * scores.double(), labels, reduction="sum")
+    (first,) = torch.autograd.grad(loss, sharpness, create_graph=True)
+    (second,) = torch.autograd.grad(first, sharpness)
+    ours = likelihood_slope(scores, labels, 1.7)
+    torch.testing.assert_close(ours, torch.stack([first, second]).detach(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("sharpness", [0.05, 1.0, 30.0])
+def test_the_sharpness_by_which_labels_were_drawn_is_found(sharpness: float) -> None:
+    generator = torch.Generator().manual_seed(7)
+    scores = torch.randn(40_000, 3, generator=generator) / sharpness
+    labels = torch.multinomial((sharpness * scores).softmax(dim=1), 1, generator=generator)[:, 0]
+    found = fit_sharpness(lambda beta: likelihood_slope(scores, labels, beta))
+    assert found == pytest.approx(sharpness, rel=0.05)
+
+
+def test_scores_that_are_always_right_end_in_a_finite_sharpness() -> None:
+    scores, labels = torch.eye(3), torch.arange(3)
+    found = fit_sharpness(lambda beta: likelihood_slope(scores, labels, beta))
+    assert 10 < found < float("inf")

@@ -1,30 +1,41 @@
-"""methods/ridge.py: no gradient after the base step, one solution however it is come by, and a model like any other."""
+"""methods/ridge.py: no gradient at all, one solution however it is come by, and a model like any other."""
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from methods.ridge import Ridge
-from models import load_model
+from models import SegmentationModel, load_model
 from tests.support.cli import run_main, run_tool, set_fields, write_tiny_config
 from tests.support.training import SEGMENTER, WORKER, tiny, train, weights
 from trainer.checkpoint import checkpoint_path, load_checkpoint
 from trainer.config import load_config
+from trainer.learn import whole_datasets
 from trainer.plan import prepare
+from trainer.session import Session
 
-FIELDS = ("method=ridge", "train.num_epochs=3", "train.optimizer=adamw", "train.lr_base=3e-3")
+
+def fields(folder: Path, *more: str, backbone: str = "test_resnet") -> list[str]:
+    """The method on a backbone whose 'pretrained' weights are random ones in a file of `folder`."""
+    path = folder / f"{backbone}.pth"
+    if not path.is_file():
+        torch.manual_seed(0)
+        torch.save(timm.create_model(backbone).state_dict(), path)
+    return ["method=ridge", f"model.pretrained={path}", *more]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a run of the method lies, in runs/ridge."""
     folder = tmp_path_factory.mktemp("ridge")
-    train(tiny(folder, "ridge", *FIELDS))
+    train(tiny(folder, "ridge", *fields(folder)))
     return folder
 
 
@@ -32,16 +43,19 @@ def checkpoint(folder: Path, step: int, log: str = "ridge") -> dict[str, Any]:
     return load_checkpoint(checkpoint_path(folder / "runs" / log, step))
 
 
-def test_only_the_solution_changes_after_the_base_step(folder: Path) -> None:
+def test_nothing_but_the_solution_ever_changes(folder: Path) -> None:
     before, after = checkpoint(folder, 0)["model"], checkpoint(folder, 1)["model"]
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"closed_form.weight", "closed_form.bias"}
+    pretrained = torch.load(folder / "test_resnet.pth", weights_only=True)
+    kept = [name for name in before if name.startswith("backbone.")]
+    assert all(torch.equal(before[name], pretrained[name.removeprefix("backbone.")]) for name in kept)
     assert [len(c["model"]["closed_form.bias"]) for c in (checkpoint(folder, 0), checkpoint(folder, 1))] == [
         3,
         5,
     ]
     lines = (folder / "runs/ridge/metrics.jsonl").read_text().splitlines()
-    assert not any(line["step"] == 1 and "lr" in line for line in map(json.loads, lines))
+    assert not any("lr" in line for line in map(json.loads, lines))
 
 
 def test_the_sums_are_carried_on_in_the_checkpoint(folder: Path) -> None:
@@ -55,19 +69,27 @@ def test_the_sums_are_carried_on_in_the_checkpoint(folder: Path) -> None:
     assert torch.equal(last["mean"], base["mean"])
 
 
-def test_a_base_step_of_another_method_gives_the_same_solution(folder: Path) -> None:
-    train(tiny(folder, "finetune", *FIELDS, "method=finetune"))
+def test_the_network_may_be_that_of_a_base_step_of_another_method(folder: Path) -> None:
+    train(tiny(folder, "finetune", "method=finetune"))
     base = checkpoint_path(folder / "runs/finetune", 0)
-    config = tiny(folder, "from_other", *FIELDS, f"init_from={base}")
+    described_by = "method.described_by=[head, aspp, backbone, stages, neighbours, image]"
+    config = tiny(folder, "from_other", "method=ridge", described_by, f"init_from={base}")
     train(config)
-    ours, theirs = weights(config, 1), checkpoint(folder, 1)["model"]
-    for name in ("closed_form.weight", "closed_form.bias"):
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-7)
+    ours, theirs = weights(config, 1), load_checkpoint(base)["model"]
+    assert all(torch.equal(ours[name], x) for name, x in theirs.items() if not name.startswith("classifier."))
+    model, _ = load_model(checkpoint_path(config.run_dir, 1))
+    assert model.closed_form is not None
+    assert model.closed_form.weight.shape == (5, 3 * sum(x.shape[1] for x in all_maps(model)))
 
 
-def test_another_method_takes_the_base_step_without_its_solution(folder: Path) -> None:
+def all_maps(model: SegmentationModel) -> list[torch.Tensor]:
+    named = model.named_maps(torch.zeros(1, 3, 32, 32), model.maps)
+    return [x for name in model.maps for x in named[name]]
+
+
+def test_another_method_takes_the_network_without_its_solution(folder: Path) -> None:
     base = f"init_from={checkpoint_path(folder / 'runs/ridge', 0)}"
-    config = tiny(folder, "mbs", *FIELDS, "method=mbs", base)
+    config = tiny(folder, "mbs", "method=mbs", base)
     train(config)
     for step in (0, 1):
         taken = checkpoint(folder, step, "mbs")
@@ -75,6 +97,47 @@ def test_another_method_takes_the_base_step_without_its_solution(folder: Path) -
         assert not any(name.startswith("closed_form") for name in taken["model"])
     own = checkpoint(folder, 0)["model"]
     assert all(torch.equal(own[name], x) for name, x in checkpoint(folder, 0, "mbs")["model"].items())
+
+
+def test_steps_add_up_to_what_one_pass_over_all_their_cells_gives(folder: Path) -> None:
+    """The recursion over two steps against weighted least squares over every cell at once, features and all."""
+    config = tiny(folder, "ridge", *fields(folder))
+    plan = prepare(config, WORKER)
+    model, _ = load_model(checkpoint_path(folder / "runs/ridge", 0))
+    assert model.closed_form is not None
+    state = checkpoint(folder, 0)["method_state"]
+    method = Ridge(config.method, 3, 2)
+    rows, targets = [], []
+    for step in plan.task.steps:
+        xs, ys = [], []
+        session = cast(Session, SimpleNamespace(config=config, plan=plan, worker=WORKER))
+        for dataset in whole_datasets(session, step, of_base_step=False):
+            for image, label, _ in (dataset[i] for i in range(len(dataset))):
+                with torch.no_grad():
+                    x = model.describe(image[None], model.closed_form.described_by)
+                    cells = method.label_cells(label[None].long(), x.shape[2:], 5)
+                    if step.index == 1:
+                        cells = method.fill_background(cells, model.closed_form(x) / state["sharpness"])
+                xs.append(x.permute(0, 2, 3, 1).flatten(0, 2).double())
+                ys.append(cells.flatten())
+        x, y = torch.cat(xs), torch.cat(ys)
+        x, y = x[y != 255], y[y != 255]
+        counts = y.bincount(minlength=5).double()
+        w = (counts[counts > 0].mean() / counts)[y] ** config.method.balance  # type: ignore[attr-defined]
+        standard = torch.cat(
+            [(x - state["mean"]) / state["deviation"], torch.ones(len(x), 1).double()], dim=1
+        )
+        rows.append(w.sqrt()[:, None] * standard)
+        targets.append(w.sqrt()[:, None] * torch.nn.functional.one_hot(y, 5))
+    size = rows[0].shape[1]
+    penalty = (1e-2 * torch.cat(rows).square().sum() / size).sqrt() * torch.eye(size).double()
+    expected = torch.linalg.lstsq(
+        torch.cat([*rows, penalty]), torch.cat([*targets, torch.zeros(size, 5).double()])
+    ).solution
+    raw = (expected[:-1] / state["deviation"][:, None]).T * state["sharpness"]
+    solved = checkpoint(folder, 1)["model"]["closed_form.weight"]
+    assert float(raw.abs().max()) > 1e-3
+    torch.testing.assert_close(solved.double(), raw, rtol=1e-5, atol=1e-6 * float(raw.abs().max()))
 
 
 def test_a_checkpoint_predicts_as_it_was_evaluated(folder: Path, tmp_path: Path) -> None:
@@ -90,28 +153,81 @@ def test_a_checkpoint_predicts_as_it_was_evaluated(folder: Path, tmp_path: Path)
 
 
 def test_two_ranks_add_up_to_the_solution_of_one(folder: Path) -> None:
-    base = f"init_from={checkpoint_path(folder / 'runs/ridge', 0)}"
+    # No background cell takes a label: one whose two best scores tie may fall either way.
+    options = fields(folder, "method.margin=10")
+    train(tiny(folder, "one_rank", *options))
     config = write_tiny_config(folder)
-    process = run_main("--config", config, "--log", "ranks", *set_fields(*FIELDS, base), ranks=2)
+    process = run_main("--config", config, "--log", "ranks", *set_fields(*options), ranks=2)
     assert process.returncode == 0, process.stderr
-    ours, theirs = checkpoint(folder, 1, "ranks"), checkpoint(folder, 1)
-    for name in ("gram", "targets"):
+    ours, theirs = checkpoint(folder, 1, "ranks"), checkpoint(folder, 1, "one_rank")
+    for name, rtol in (("gram", 1e-9), ("targets", 1e-9), ("sharpness", 1e-6)):
         torch.testing.assert_close(
-            ours["method_state"][name], theirs["method_state"][name], rtol=1e-9, atol=1e-9
+            ours["method_state"][name], theirs["method_state"][name], rtol=rtol, atol=1e-9
         )
 
 
 def test_a_segmenter_is_solved_too(tmp_path: Path) -> None:
-    config = tiny(tmp_path, "segmenter", *FIELDS, *SEGMENTER, "method.described_by=[head, image]")
+    config = tiny(tmp_path, "segmenter", *fields(tmp_path, *SEGMENTER, backbone="test_vit"))
     results = train(config)
-    assert checkpoint(tmp_path, 1, "segmenter")["model"]["closed_form.weight"].shape == (5, 2 * 8)
+    width = timm.create_model("test_vit").embed_dim
+    assert checkpoint(tmp_path, 1, "segmenter")["model"]["closed_form.weight"].shape == (5, 2 * width)
     assert len(results["steps"]) == 2
 
 
 @pytest.mark.parametrize("names", ["[heads]", "[image]"])
 def test_what_is_no_map_of_the_model_is_refused(tmp_path: Path, names: str) -> None:
-    with pytest.raises(ValueError, match=r"method\.described_by: found .* maps head, aspp, backbone, stages"):
-        tiny(tmp_path, "wrong", "method=ridge", f"method.described_by={names}")
+    with pytest.raises(ValueError, match=r"method\.described_by: found .* maps backbone, stages, aspp, head"):
+        tiny(tmp_path, "wrong", *fields(tmp_path, f"method.described_by={names}"))
+
+
+def test_a_network_without_weights_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.pretrained: method ridge trains no network"):
+        tiny(tmp_path, "random", "method=ridge")
+
+
+def test_other_maps_than_those_of_the_sums_so_far_are_refused(folder: Path) -> None:
+    base = f"init_from={checkpoint_path(folder / 'runs/ridge', 0)}"
+    config = tiny(folder, "others", *fields(folder, "method.described_by=[stages]", base))
+    with pytest.raises(ValueError, match=r"found stages, but the sums .* are of backbone, stages, image"):
+        train(config)
+
+
+def test_a_class_without_cells_and_one_that_features_do_not_tell_apart_are_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a 2x2 grid no cell is one class alone; one feature in all cannot tell five classes apart."""
+    train(tiny(folder, "coarse", *fields(folder, "method.purity=1.0")))
+    told = capsys.readouterr().out
+    assert "step 1: no cell shows star by 100%: it will never be predicted; lower method.purity" in told
+    train(tiny(folder, "apart", *fields(folder, "method.described_by=[image, stages]", "method.ridge=1e9")))
+    assert "step 1: cells of star score higher as background on average" in capsys.readouterr().out
+
+
+def test_a_run_that_was_interrupted_between_steps_ends_the_same(folder: Path) -> None:
+    config = tiny(folder, "resumed", *fields(folder))
+    train(config)
+    checkpoint_path(config.run_dir, 1).unlink()
+    train(config)
+    ours, theirs = checkpoint(folder, 1, "resumed"), checkpoint(folder, 1)
+    assert all(torch.equal(ours["model"][name], x) for name, x in theirs["model"].items())
+    assert all(torch.equal(ours["method_state"][name], x) for name, x in theirs["method_state"].items())
+
+
+def test_exemplars_in_memory_are_summed_too(folder: Path) -> None:
+    config = tiny(folder, "memory", *fields(folder, "memory.size=6"))
+    train(config)
+    counts = [checkpoint(folder, 1, log)["method_state"]["gram"][-1, -1] for log in ("memory", "ridge")]
+    assert counts[0] > counts[1]
+
+
+@pytest.mark.parametrize("size", ["32x48", "dynamic"])
+def test_a_solved_model_is_exported_to_onnx(folder: Path, tmp_path: Path, size: str) -> None:
+    pytest.importorskip("onnxruntime")
+    path = checkpoint_path(folder / "runs/ridge", 1)
+    output = tmp_path / "model.onnx"
+    process = run_tool("export", path, "--format", "onnx", "--size", size, "--output", output)
+    assert process.returncode == 0, process.stderr
+    assert output.is_file()
 
 
 def test_a_base_step_without_sums_and_without_images_is_refused_before_training(tmp_path: Path) -> None:

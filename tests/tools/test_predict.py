@@ -18,7 +18,7 @@ from models import load_model
 from tests.support.cli import run_tool
 from tools.predict import OPACITY, adapt_config, find_images, main
 from trainer.config import load_config
-from trainer.inference import predict
+from trainer.inference import predict, score_views
 
 
 @pytest.fixture
@@ -71,6 +71,30 @@ def test_masks_are_what_the_model_says_at_the_images_own_size(
         np.testing.assert_array_equal(np.array(mask.convert("RGB")), colours)
         mixed = np.where(expected[..., None] > 0, OPACITY * colours + (1 - OPACITY) * pixels, pixels)
         np.testing.assert_array_equal(np.array(Image.open(output / entry["overlay"])), mixed.round())
+
+
+def test_pixels_that_the_model_is_less_sure_of_than_asked_get_no_class(
+    images: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    output, image = tmp_path / "out", images / "a.png"
+    arguments = [checkpoint(finished_run), str(image), "--output", str(output), "--num-workers", "0"]
+    model, _ = load_model(checkpoint(finished_run))
+    config = adapt_config(load_config(finished_run / "config.yaml"), "whole", 2)
+    pixels = read_image(image)
+    seen = resize_short_side(torch.tensor(pixels).permute(2, 0, 1), 32, InterpolationMode.BILINEAR)
+    scores = score_views(model, seen[None], config).detach()
+    scores = torch.nn.functional.interpolate(scores, size=pixels.shape[:2], mode="bilinear")
+    probability, classes = scores.softmax(dim=1)[0].max(dim=0)
+    middle = float(probability.median())
+    assert main([*arguments, "--device", "cpu", "--confidence", str(middle)]) == 0
+    found = np.array(Image.open(output / "masks" / "a.png"))
+    expected = classes.masked_fill(probability < middle, 255).numpy()
+    assert (found != expected).mean() < 0.01  # pixels on the border of what is sure
+    assert 0.4 < (found == 255).mean() < 0.6
+    (entry,) = json.loads((output / "predictions.json").read_text())["images"]
+    assert entry["shares"]["(unsure)"] == pytest.approx((found == 255).mean())
+    shown = np.array(Image.open(output / "overlays" / "a.png"))
+    assert (shown[found == 255] == pixels[found == 255]).all()
 
 
 def test_the_command_line_tells_bad_images_by_name_and_does_the_others(

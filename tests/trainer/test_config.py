@@ -219,6 +219,7 @@ def test_a_value_out_of_range_or_of_the_wrong_type_names_its_field(
             ["evaluate.stride: 97", "train.crop_size 96", "left out"],
         ),
         (["evaluate.mode=whole", "evaluate.stride=8"], ["evaluate.stride", "evaluate.mode sliding", "whole"]),
+        (["evaluate.short_side=own"], ["evaluate.short_side: found own", "center_crop", "whole or sliding"]),
         (["task=[[disc], [ring]]", "class_order=[0, 2, 1]"], ["class_order", "named task"]),
     ],
 )

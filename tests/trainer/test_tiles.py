@@ -39,14 +39,19 @@ def draw(height: int, width: int, seed: int = 0) -> Tensor:
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255)[0].byte()
 
 
+@pytest.mark.parametrize("confidence", [0.0, 0.4])
 @pytest.mark.parametrize("size", [(40, 56), (200, 280), (33, 57)])
 def test_one_tile_gives_what_a_prediction_at_once_gives(
-    model: SegmentationModel, config: Config, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+    model: SegmentationModel,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    confidence: float,
 ) -> None:
     monkeypatch.setattr(tiles, "PIXELS_AT_ONCE", size[1] * 7)  # seven rows a time
     image = draw(40, 56)
-    expected = predict(model, image[None], [torch.Size(size)], config)[0].numpy()
-    found = predict_tiles(model, image, torch.Size(size), config, CPU)
+    expected = predict(model, image[None], [torch.Size(size)], config, confidence)[0].numpy()
+    found = predict_tiles(model, image, torch.Size(size), config, CPU, confidence)
     assert (found.dtype, found.shape) == (np.uint8, size)
     assert np.mean(found != expected) < 1e-3  # rounding, where two classes are as likely
 

@@ -174,6 +174,14 @@ def test_scores_of_large_images_are_kept_of_one_at_a_time(tmp_path: Path) -> Non
     assert model.shapes == [(3, 3, 12, 12), (1, 3, 12, 12), (3, 3, 12, 12), (1, 3, 12, 12)]
 
 
+def test_images_at_their_own_size_share_a_pass_as_far_as_a_batch_of_crops_has_pixels(tmp_path: Path) -> None:
+    config = make_config(tmp_path, "whole", 4, "evaluate.short_side=own")
+    samples, model = random_samples(*[(12, 24)] * 3), ReadsTheAnswer()
+    matrix = confusion_of(samples, config, model)
+    assert model.shapes == [(2, 3, 12, 24), (1, 3, 12, 24)]
+    np.testing.assert_array_equal(matrix, count(list(samples.values())))
+
+
 @pytest.mark.parametrize("mode", ["whole", "sliding"])
 @pytest.mark.parametrize(
     ("future", "void", "expected"),

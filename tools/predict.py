@@ -190,7 +190,7 @@ def describe_image(name: Path, path: Path, classes: UInt8Array, info: ModelInfo)
         "overlay": f"overlays/{name.as_posix()}.png",
         "width": classes.shape[1],
         "height": classes.shape[0],
-        "shares": {names[c]: counts[c] / classes.size for c in np.flatnonzero(counts)},
+        "shares": {names[int(c)]: counts[c] / classes.size for c in np.flatnonzero(counts)},
     }
 
 

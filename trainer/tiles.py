@@ -147,7 +147,8 @@ def _positions(
 def _most_likely(scores: Tensor, y: Positions, x: Positions, confidence: float = 0.0) -> Tensor:
     """Return the class (H,W) uint8 that is largest of scores (K,h,w) interpolated bilinearly, the first of equals.
 
-    Where it is less probable than `confidence`, by a softmax over the scores, it is IGNORE_INDEX. Columns come first: there are fewer rows to gather them from.
+    Where it is less probable than `confidence`, by a softmax over the scores, it is IGNORE_INDEX. Columns come first:
+    there are fewer rows to gather them from.
     """
     first, last = int(y[0][0]), int(y[1][-1]) + 1
     highest = torch.full((len(y[0]), len(x[0])), -torch.inf, device=scores.device)

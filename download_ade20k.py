@@ -15,6 +15,7 @@ from pathlib import Path
 from tools.download.archives import unpack
 from tools.download.fetching import UsageError, fetch
 from utils.arguments import new_parser
+from utils.errors import explain
 
 EXAMPLES = """
 python download_ade20k.py
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         download(make_parser().parse_args(argv))
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explain(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 

@@ -47,7 +47,7 @@ def main() -> None:
     from trainer.plan import describe, prepare
     from trainer.run import run
     from utils.distributed import find_worker, process_group
-    from utils.errors import RunError
+    from utils.errors import RunError, explain
     from utils.signals import Interruption
 
     plan, interruption = None, Interruption()
@@ -68,10 +68,11 @@ def main() -> None:
         # Before the plan stands these are what a user can mend; later only a RunError is.
         if args.debug or (plan is not None and not isinstance(error, RunError)):
             raise
-        says_so = os.environ.get("LOCAL_RANK", "0") == "0"
+        # A text is no rank: then every process says so.
+        says_so = not os.environ.get("LOCAL_RANK", "0").strip("0").isdecimal()
         if plan is not None and isinstance(error, RunError) and not error.met_by_all:
             says_so = True
-        parser.exit(2, f"error: {error}\n" if says_so else None)
+        parser.exit(2, f"error: {explain(error)}\n" if says_so else None)
 
 
 if __name__ == "__main__":

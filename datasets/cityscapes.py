@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
 from datasets.file_dataset import FileDataset, check_split, list_files, pair_samples
 from datasets.masks import MaskCoding
 from datasets.source import file_source
 from datasets.tasks import IGNORE_INDEX
-from utils.images import Colour
+from utils.errors import DataError
+from utils.images import Colour, open_mask
 
 HOW_TO_GET = (
     "register at www.cityscapes-dataset.com, and unpack leftImg8bit_trainvaltest.zip and "
@@ -24,6 +27,7 @@ EXPECTED = (
     f"gtFine/{{train,val}}/CITY/ID_gtFine_labelIds.png (or ID_gtFine_labelTrainIds.png); {HOW_TO_GET}"
 )
 
+_NUM_SAMPLED = 8
 _IMAGE = "_leftImg8bit"
 _NAMES_COLOURS_LABEL_IDS: tuple[tuple[str, Colour, int], ...] = (
     ("road", (128, 64, 128), 7),
@@ -80,7 +84,30 @@ def open_split(root: Path, split: str, problems: list[str] | None = None) -> Fil
         expected=EXPECTED,
         problems=problems,
     )
+    if ending == next(iter(CODINGS)):
+        _check_label_ids([mask for _, mask in samples.values()])
     return FileDataset("cityscapes", split, CLASSES, PALETTE, samples, mask_coding=CODINGS[ending])
+
+
+def _check_label_ids(masks: list[Path]) -> None:
+    """Raise DataError where masks that are named label ids hold train ids, which are read as other classes.
+
+    No street is without traffic lights, vegetation, sky, people and cars: label ids above the largest train id.
+    """
+    largest = len(CLASSES) - 2
+    numbers: set[int] = set()
+    for path in masks[:: max(1, len(masks) // _NUM_SAMPLED)]:
+        try:
+            numbers |= set(np.unique(np.asarray(open_mask(path), np.uint8)).tolist()) - {IGNORE_INDEX}
+        except (DataError, OSError):  # told when all masks are read
+            continue
+        if max(numbers, default=0) > largest:
+            return
+    if numbers:
+        raise DataError(
+            f"{masks[0]}: this and the other masks looked at hold the numbers {sorted(numbers)} only: these are "
+            f"train ids (0 to {largest}), not label ids (0 to 33); name them ID_gtFine_labelTrainIds.png"
+        )
 
 
 def _list_cities(folder: Path, problems: list[str] | None) -> dict[str, Path]:

@@ -20,24 +20,25 @@ from datasets.file_dataset import FileDataset, describe_size
 from datasets.long_side import reduce_label, reduced_shape
 from datasets.masks import MaskCoding
 from datasets.tasks import IGNORE_INDEX
-from datasets.unreadable import MAX_NAMED, Unreadable
+from datasets.unreadable import MAX_NAMED, Unreadable, explain
 from utils.console import progress_bar
+from utils.documents import load_json
 from utils.errors import DataError
-from utils.files import write_atomic
-from utils.images import UNDECODABLE, describe_mask_format, describe_undecodable
+from utils.files import require_regular, write_atomic
+from utils.images import UNDECODABLE, describe_mask_format, describe_too_large, describe_undecodable
 
 logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 _EXIF_ORIENTATION = 0x0112
 _ALL_BYTES = bytes(range(256))
 _ALL_IDS = frozenset(_ALL_BYTES) - {IGNORE_INDEX}
 
 
 class MaskEntry(NamedTuple):
-    """What is known of a valid sample: bytes and change times of its files, and the data set ids that it shows."""
+    """What is known of a valid sample: bytes, times and inodes of its files, and the data set ids that it shows."""
 
     stamp: list[int]
     classes: frozenset[int]
@@ -64,8 +65,9 @@ def index_classes(
     A mask shows what is left of it at the data set's long side, where a small object may vanish; what is checked, sizes
     and ids, is the file.
 
-    Masks are not read again where the bytes and change times of mask and image are those of the cache file. A
-    cache that cannot be read or written costs a logged warning, never the result.
+    Masks are not read again where bytes, times (of content and of inode) and inodes of mask and image are those of
+    the cache file: copying a file keeps its size and, if asked, the first of these times. A cache that cannot be read
+    or written costs a logged warning, never the result.
 
     Args:
         cache_dir: folder of the cache file, made if needed; None keeps no cache.
@@ -74,16 +76,20 @@ def index_classes(
         unreadable: takes the samples that are wrong, which are left out; None ends with an error at any.
 
     Raises:
-        FileNotFoundError: a mask has vanished.
-        DataError: masks that cannot be decoded, hold an id or a colour that the data set has not, or differ from
-            their image in size, where `unreadable` says so. Names up to 10 files.
+        DataError: files that cannot be reached, masks that cannot be decoded, hold an id or a colour that the data set
+            has not, or differ from their image in size, where `unreadable` says so. Names up to 10 files.
     """
     if unreadable is None:
         unreadable = Unreadable("raise", 0.0, len(dataset.ids), f"{dataset.name} {dataset.split}")
     cache_path = None if cache_dir is None else cache_dir / _name_cache(dataset)
     cached = {} if cache_path is None else _load_cache(cache_path, dataset.coding)
 
-    stamps = {image_id: _stamp(*files) for image_id, files in dataset.samples.items()}
+    stamps = {}
+    for image_id, files in dataset.samples.items():
+        try:
+            stamps[image_id] = _stamp(*files)
+        except (DataError, OSError) as error:
+            unreadable.add([explain(error)])
     known = {
         image_id: cached[image_id]
         for image_id, stamp in stamps.items()
@@ -107,9 +113,9 @@ def index_classes(
 
 
 def _stamp(*files: Path) -> list[int]:
-    """What changes with the files of a sample: bytes and change time of each."""
-    stats = [os.stat(file) for file in files]  # noqa: PTH116 - faster
-    return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
+    """What changes with the files of a sample. Raises OSError or DataError for what is no file."""
+    stats = map(require_regular, files)
+    return [n for stat in stats for n in (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)]
 
 
 def _read_masks(
@@ -155,10 +161,13 @@ def _read_mask(job: MaskJob) -> list[int] | str:
     path = job.mask_path
     try:
         with Image.open(path) as mask:
-            if (problem := describe_mask_format(mask, bool(job.coding.colours))) is not None:
+            problem = describe_too_large(mask.size) or describe_mask_format(mask, bool(job.coding.colours))
+            if problem is not None:
                 return f"{path}: {problem}"
             mask_size = mask.size
-            pixels = job.coding.pixels_of(mask)
+            pixels = job.coding.pixels_of(path, mask)
+    except DataError as error:
+        return str(error)
     except UNDECODABLE as error:
         return describe_undecodable(path, "a mask", error)
     try:
@@ -171,6 +180,9 @@ def _read_mask(job: MaskJob) -> list[int] | str:
         image_size = read_image_size(job.image_path)
     except UNDECODABLE as error:
         return describe_undecodable(job.image_path, "an image", error)
+    too_large = describe_too_large(image_size)
+    if too_large is not None:
+        return f"{job.image_path}: {too_large}"
     problem = describe_size(job.image_path, image_size, path, mask_size)
     return ids if problem is None else problem
 
@@ -222,7 +234,7 @@ def _digest(coding: MaskCoding) -> str:
 def _load_cache(path: Path, coding: MaskCoding) -> dict[str, MaskEntry]:
     """Entries of a cache file; none where there is no file, another coding, or something wrong with it."""
     try:
-        content = json.loads(path.read_bytes())
+        content = load_json(path)
         if content["version"] != CACHE_VERSION or content["coding"] != _digest(coding):
             return {}
         entries = {
@@ -236,7 +248,7 @@ def _load_cache(path: Path, coding: MaskCoding) -> dict[str, MaskEntry]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.warning("%s: unreadable cache of classes (%s); reading the masks again", path, error)
+        logger.warning("unreadable cache of classes (%s: %s); reading the masks again", path, explain(error))
         return {}
     return entries
 
@@ -251,5 +263,5 @@ def _save_cache(path: Path, entries: dict[str, MaskEntry], coding: MaskCoding) -
         write_atomic(path, json.dumps(content))
     except OSError as error:
         logger.warning(
-            "%s: cannot write the cache of classes (%s); the next run reads all masks", path, error
+            "%s: cannot write the cache of classes (%s); the next run reads all masks", path, explain(error)
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -10,11 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, TypeAda
 from datasets.file_dataset import read_lines
 from datasets.masks import MaskCoding
 from datasets.tasks import IGNORE_INDEX
-from utils.config.yaml_file import load_yaml
+from utils.config.read import found_in
+from utils.documents import load_yaml
 from utils.images import Colour
 
 MAX_CLASSES = 255  # ids 0..254; 255 is ignored
 IGNORE_NAME = "ignore"
+BACKGROUND = "background"
 
 YAML_FORM = (
     "expected a list of classes, background first, as `- {name: road, color: [128, 64, 128]}`; position i, counted "
@@ -41,13 +45,29 @@ class Entry(BaseModel):
     ) = None
 
 
+def is_background(name: str) -> bool:
+    """Whether a name is one of the ways in which people write background."""
+    plain = re.sub(r"[\s_\-.\ufeff]+", "", name).casefold()
+    return plain in (BACKGROUND, "bg")
+
+
+def describe_name(name: str, is_first: bool = False) -> str | None:
+    """What is wrong with the name of a class, as the end of a sentence, if anything; is_first: it has id 0."""
+    if not is_first and is_background(name):
+        return f"names background ({name!r}), which is id 0 and stands first or not at all; move or rename it"
+    hidden = sorted({c for c in name if not c.isprintable() and c not in "\u200c\u200d"})
+    if hidden:
+        return f"holds characters that do not show ({', '.join(map(ascii, hidden))}) in {name!r}; remove them"
+    return None
+
+
 def read_class_list(root: Path, expected: str) -> ClassList:
     """The classes of the folder `root`; classes.yaml wins over classes.txt.
 
     `expected` says the layout; raises FileNotFoundError, which ends with it, where there is neither file, and
     ValueError for what is wrong in it.
     """
-    if (root / "classes.yaml").is_file():
+    if os.path.lexists(root / "classes.yaml"):
         return read_classes_yaml(root / "classes.yaml")
     try:
         names = read_classes(root / "classes.txt")
@@ -67,6 +87,8 @@ def read_classes_yaml(path: Path) -> ClassList:
     except ValidationError as error:
         lines = [_describe(found) for found in error.errors()]
         raise ValueError("\n".join(f"{path}: {line}" for line in [*lines, YAML_FORM])) from None
+    if entries and is_background(entries[0].name):
+        entries[0] = entries[0].model_copy(update={"name": BACKGROUND})
     problems = _find_problems(entries)
     if problems:
         raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
@@ -97,7 +119,12 @@ def _find_problems(entries: list[Entry]) -> list[str]:
                     f"entry {position} repeats the {what} {value!r} of entry {first_of[value]}; every class has its own"
                 )
     names = [entry.name for entry in entries]
-    if names[:1] != ["background"]:
+    problems += [
+        f"entry {position} {problem}"
+        for position, name in enumerate(names)
+        if (problem := describe_name(name, is_first=position == 0))
+    ]
+    if names[:1] != [BACKGROUND]:
         problems.append(f"entry 0 is {names[0]!r}, not 'background'; {YAML_FORM}" if names else YAML_FORM)
     if IGNORE_NAME in names[:-1]:
         problems.append(
@@ -121,24 +148,21 @@ def _colour(entry: Entry) -> Colour | None:
 def _describe(error: Any) -> str:
     """A line for what pydantic found."""
     where = [f"entry {part}" if isinstance(part, int) else part for part in error["loc"][:2]]
-    return ": ".join([*where, f"{error['msg']}, found {error['input']!r}"])
+    return ": ".join([*where, f"{error['msg']}{found_in(error)}"])
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
     """Class names of a classes.txt by data set id, background first.
 
-    Line i, counted from 1, is id i; where the first line says 'background' it is counted from 0.
+    Line i, counted from 1, is id i; where the first line says 'background', in any spelling, it is counted from 0.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: not UTF-8, no class, a blank line, a name twice, or too many classes.
     """
     names = [line.strip() for line in read_lines(path)]
-    if names[:1] != ["background"]:
-        names.insert(0, "background")
-        first_line = 0
-    else:
-        first_line = 1
+    first_line = 1 if names and is_background(names[0]) else 0
+    names = [BACKGROUND, *names[first_line:]]
     line_of: dict[str, int] = {}
     for line, name in enumerate(names, start=first_line):
         if not name:
@@ -150,6 +174,8 @@ def read_classes(path: Path) -> tuple[str, ...]:
             raise ValueError(
                 f"{path}: line {line} repeats the class {name!r} of {earlier}; give every class once"
             )
+        if problem := describe_name(name, is_first=name == BACKGROUND and line == first_line):
+            raise ValueError(f"{path}: line {line} {problem}")
         line_of[name] = line
     if not 2 <= len(names) <= MAX_CLASSES:
         raise ValueError(

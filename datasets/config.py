@@ -17,7 +17,7 @@ class DataConfig(NamedSection):
     root: Path = Path("data_root")
     """Folder that holds VOCdevkit/, ADEChallengeData2016/, leftImg8bit/ and gtFine/ (`cityscapes`), or images/, masks/
     and classes.txt (`folder`)."""
-    num_workers: int = Field(4, ge=0)
+    num_workers: int = Field(4, ge=0, le=1024)
     """Processes that read images, a rank."""
     train_on: Literal["step", "seen"] = "step"
     """Images and labels a step learns from: its own classes', or those of every class so far (`joint`)."""

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from datasets.long_side import reduce_image, reduce_label
 from datasets.masks import MaskCoding, read_mask
 from utils.errors import DataError
-from utils.images import Colour, UInt8Array, read_bytes
+from utils.files import require_regular
+from utils.images import MAX_PIXELS, UNDECODABLE, Colour, UInt8Array, describe_too_large, read_bytes
 
 SPLITS = ("train", "val")
 
+_LINE_END = re.compile(r"\r\n|\r|\n")
+"""What ends a line of a list. Not all that str.splitlines takes for one: names may hold the others."""
 MAX_ASPECT = 100
 """A line of one pixel's height would be scaled to gigabytes."""
 
@@ -75,11 +82,11 @@ class FileDataset:
         return reduce_label(label, self.long_side)
 
 
-def read_image(path: Path) -> UInt8Array:
+def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8Array:
     """Image (H, W, 3) uint8 RGB, turned upright as its EXIF orientation says.
 
     Raises:
-        DataError: OpenCV cannot decode the file, or it is cut short.
+        DataError: OpenCV cannot decode the file, it is cut short, or has more pixels than `max_pixels`.
         OSError: it cannot be opened.
     """
     mmcv = _import_mmcv()
@@ -88,6 +95,9 @@ def read_image(path: Path) -> UInt8Array:
     content = read_bytes(path)
     if not content:
         raise DataError(f"{path}: not an image that OpenCV can decode (the file is empty); replace the file")
+    problem = _describe_size_in_header(content, max_pixels)
+    if problem is not None:
+        raise DataError(f"{path}: {problem}")
     # Some versions of OpenCV fill what a cut JPEG lacks with grey and say nothing.
     if _is_cut_jpeg(content):
         raise DataError(
@@ -98,6 +108,17 @@ def read_image(path: Path) -> UInt8Array:
     except cv2.error as error:
         raise DataError(f"{path}: not an image that OpenCV can decode; replace the file") from error
     return image
+
+
+def _describe_size_in_header(content: bytes, max_pixels: int) -> str | None:
+    """What is wrong with the size that an image claims, before a pixel takes memory; None where nothing is known."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return describe_too_large(image.size, max_pixels)
+    except Image.DecompressionBombError as error:
+        return f"{error}; cut it into tiles, its mask alike, or scale both down"
+    except UNDECODABLE:  # OpenCV says more
+        return None
 
 
 def _is_cut_jpeg(content: bytes) -> bool:
@@ -215,6 +236,11 @@ def list_files(
                 DataError(f"{folder}: the file name {os.fsencode(name)!r} is not UTF-8; rename the file"),
                 problems,
             )
+        elif _LINE_END.search(name):
+            tell(
+                DataError(f"{folder}: the file name {name!r} holds the end of a line; rename the file"),
+                problems,
+            )
         elif stem in found:
             shared = f"{found[stem].name} and {name} share the image id {stem!r}"
             tell(DataError(f"{folder}: {shared}; remove one"), problems)
@@ -236,7 +262,9 @@ def read_lines(path: Path) -> list[str]:
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give a text file")
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        require_regular(path)
+        lines = _LINE_END.split(path.read_text(encoding="utf-8-sig"))
+        return lines[:-1] if lines[-1] == "" else lines
     except NotADirectoryError as error:  # below a file
         raise FileNotFoundError(str(error)) from error
     except UnicodeDecodeError as error:

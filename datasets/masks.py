@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,10 +24,13 @@ class MaskCoding:
 
     ids: that of every number that a mask of one channel may hold, by number; 255 it may hold always.
     colours: that of every colour that an RGB mask may hold; where there are none, masks in colour are refused.
+    palette: the colour in which the data set draws every number; a mask whose palette shows another has been
+    renumbered. () where it draws none.
     """
 
     ids: tuple[int, ...]
     colours: tuple[tuple[Colour, int], ...] = ()
+    palette: tuple[Colour, ...] = ()
 
     @property
     def label_ids(self) -> frozenset[int]:
@@ -40,23 +44,43 @@ class MaskCoding:
         """
         return self._decode_colours(path, pixels) if pixels.ndim == 3 else self._decode_numbers(path, pixels)
 
-    def pixels_of(self, image: Image.Image) -> UInt8Array:
+    def pixels_of(self, path: Path | str, image: Image.Image) -> UInt8Array:
         """The pixels of an opened mask as `decode` takes them: numbers (H,W) or colours (H,W,3).
 
         Numbers whose palette shows another colour than that of their class are given as colours: a mask in colour
         that a program has saved with a palette counts its colours as it likes. 255 is ignored in any colour.
+        Raises DataError naming `path` for a number in another colour than the data set's, or in none.
         """
         pixels: UInt8Array = np.array(image, dtype=np.uint8)
-        if not self.colours or image.mode != "P":
+        if image.mode != "P" or not (self.colours or self.palette):
             return pixels
         palette = np.zeros((256, 3), np.uint8)
         entries = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
         palette[: len(entries)] = entries
+        beyond = _others(pixels, range(len(entries)))
+        if beyond:
+            raise DataError(
+                f"{path}: found number {beyond[0]}, which has no colour in the mask's palette of {len(entries)}; the "
+                "file is damaged: save it anew"
+            )
+        if not self.colours:
+            self._check_palette(path, pixels, palette)
+            return pixels
         meant = set(self.colours)
         own = [n for n, class_id in enumerate(self.ids) if ((*palette[n].tolist(),), class_id) in meant]
-        if not pixels.tobytes().translate(None, delete=bytes([*own, IGNORE_INDEX])):
-            return pixels
-        return palette[pixels]
+        return palette[pixels] if _others(pixels, own) else pixels
+
+    def _check_palette(self, path: Path | str, pixels: UInt8Array, palette: UInt8Array) -> None:
+        """Raise DataError for a number in another colour than the data set's; shades of grey are no colours."""
+        shown = [(*colour.tolist(),) for colour in palette]
+        own = [n for n, colour in enumerate(self.palette) if shown[n] in (colour, (n, n, n))]
+        wrong = [n for n in _others(pixels, own) if n < len(self.palette)]
+        if wrong:
+            raise DataError(
+                f"{path}: shows number {wrong[0]} in the colour {shown[wrong[0]]}, which the data set draws in "
+                f"{self.palette[wrong[0]]}; a program has renumbered the mask: bring back the original, save it with "
+                "the data set's palette, or read it by its colours (data.name=folder with a classes.yaml)"
+            )
 
     def _decode_numbers(self, path: Path | str, numbers: UInt8Array) -> UInt8Array:
         # One more, and 255 wraps to 0: what is allowed lies up to the number of ids.
@@ -79,6 +103,11 @@ class MaskCoding:
         if (found == 0).any():
             raise DataError(_describe_unknown_colours(path, codes[found == 0]))
         return (found - 1).astype(np.uint8)
+
+
+def _others(pixels: UInt8Array, numbers: Iterable[int]) -> bytes:
+    """The pixels that hold neither of these numbers nor 255."""
+    return pixels.tobytes().translate(None, delete=bytes({*numbers, IGNORE_INDEX}))
 
 
 @lru_cache(maxsize=1)
@@ -123,4 +152,4 @@ def read_mask(path: Path, coding: MaskCoding = MaskCoding(()), in_colour: bool =
         DataError: the file is none of these, or Pillow cannot decode it.
         OSError: it cannot be opened.
     """
-    return coding.pixels_of(open_mask(path, in_colour or bool(coding.colours)))
+    return coding.pixels_of(path, open_mask(path, in_colour or bool(coding.colours)))

@@ -18,16 +18,20 @@ PALETTE = make_palette(len(CLASSES))
 _MAX_OBJECTS = 4
 
 
+MAX_IMAGES = 100_000
+"""All are drawn before a run, to see which classes they show."""
+
+
 class ShapesConfig(DataConfig):
     """What is drawn."""
 
-    num_train: int = Field(600, ge=1)
+    num_train: int = Field(600, ge=1, le=MAX_IMAGES)
     """Training images drawn."""
-    num_val: int = Field(100, ge=1)
+    num_val: int = Field(100, ge=1, le=MAX_IMAGES)
     """Validation images drawn."""
-    image_size: int = Field(96, ge=16)
+    image_size: int = Field(96, ge=16, le=4096)
     """Side of an image, in pixels."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """What is drawn; independent of the run's seed, so that seeds share their data."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -64,6 +65,18 @@ class Task:
     class_ids: tuple[int, ...]
     steps: tuple[Step, ...]
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is unusual about the task: a last step that is shorter than the others of its name."""
+        base, _, increment = self.name.partition("-")
+        last = self.steps[-1]
+        if last.index == 0 or "-" in increment or not increment or last.num_new == int(increment):
+            return ()
+        return (
+            f"task: '{self.name}' leaves a shorter last step: {last.num_new} classes instead of {increment} "
+            f"({len(self.class_names) - 1} besides background, {base} of them in step 0)",
+        )
+
     def remap_table(self) -> npt.NDArray[np.uint8]:
         """Table (256,) uint8 from data set id to contiguous id; outside the task 0, and 255 stays 255."""
         table = np.zeros(256, dtype=np.uint8)
@@ -120,9 +133,9 @@ def _parse_name(name: str, num_foreground: int) -> list[int]:
     """Sizes of the steps, background not counted."""
     if name == "offline":
         return [num_foreground]
-    match = re.fullmatch(r"([0-9]+)-([0-9]+)", name)
+    match = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", name)
     if match is None:
-        raise ValueError(f"task: {name!r} is not a task name; {_TASK_FORMS}")
+        raise ValueError(f"task: {name[:60]!r} is not a task name; {_TASK_FORMS}")
     base, increment = int(match[1]), int(match[2])
     if base == 0 or increment == 0:
         raise ValueError(f"task: {name!r} has a step of 0 classes; both numbers must be at least 1")
@@ -148,10 +161,12 @@ def _check_class_order(class_order: Sequence[int] | None, dataset_classes: Seque
     problems = {
         "unknown": sorted(set(order) - set(range(last + 1))),
         "missing": sorted(set(range(last + 1)) - set(order)),
-        "repeated": sorted({i for i in order if order.count(i) > 1}),
+        "repeated": sorted(i for i, count in Counter(order).items() if count > 1),
     }
     if any(problems.values()):
-        found = ", ".join(f"{what} {ids}" for what, ids in problems.items() if ids)
+        found = ", ".join(
+            f"{what} {ids[:10]}{' …' if len(ids) > 10 else ''}" for what, ids in problems.items() if ids
+        )
         raise ValueError(f"class_order: {found}; {rule}")
     return order
 

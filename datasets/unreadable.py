@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from torch import Tensor
 
 from utils.errors import DataError
+from utils.errors import explain as explain_error
 
 MAX_NAMED = 10
 
@@ -15,12 +16,9 @@ class TooManySkippedError(DataError):
     met_by_all = True
 
 
-def explain(error: DataError | OSError) -> str:
+def explain(error: Exception) -> str:
     """One line that names the file, for what reading an image or a mask has raised."""
-    if isinstance(error, OSError):
-        reason = error.strerror or type(error).__name__
-        return f"{error.filename}: cannot be read ({reason}); restore the file or its rights"
-    return " ".join(str(error).split())
+    return " ".join(explain_error(error).split())
 
 
 class Unreadable:
@@ -39,10 +37,10 @@ class Unreadable:
 
     @property
     def is_too_many(self) -> bool:
-        """Whether the policy ends the run."""
-        if self.on_error == "raise":
+        """Whether the policy ends the run; where no image can be read, every policy does."""
+        if self.on_error == "raise" or len(self.problems) >= self.num_images:
             return bool(self.problems)
-        return len(self.problems) > 0 and len(self.problems) / self.num_images > self.max_skipped
+        return len(self.problems) / self.num_images > self.max_skipped
 
     def add(self, problems: Iterable[str]) -> None:
         """Keep problems, one line each; those known already count once."""
@@ -77,6 +75,8 @@ class Unreadable:
             remedy = "mend them, or leave them out with data.on_error=skip"
             raise DataError("\n".join([f"{self.where}: wrong files ({count}); {remedy}:", *lines]))
         remedy = "mend them, or raise data.max_skipped"
+        if len(self.problems) >= self.num_images:
+            remedy = "none is left; mend them"
         raise TooManySkippedError("\n".join([f"{self.where}: {self._count()}; {remedy}:", *lines]))
 
     def state_dict(self) -> list[str]:

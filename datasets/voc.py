@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from datasets.file_dataset import FileDataset, check_split, list_files, pair_samples, read_lines
+from datasets.masks import MaskCoding
 from datasets.source import file_source
+from utils.errors import DataError
 from utils.images import make_palette
 
 CLASSES = (
@@ -32,6 +36,8 @@ CLASSES = (
     "tvmonitor",
 )
 PALETTE = make_palette(len(CLASSES))
+CODING = MaskCoding(tuple(range(len(CLASSES))), palette=PALETTE)
+_PAIR = re.compile(r"/?JPEGImages/(.+)\.jpg\s+/?SegmentationClass(?:Aug)?/(.+)\.png")
 
 CLASS_ORDERS: dict[str, tuple[int, ...]] = {
     "15-1_b": (0, 12, 9, 20, 7, 15, 8, 14, 16, 5, 19, 4, 1, 13, 2, 11, 17, 3, 6, 18, 10),
@@ -89,7 +95,7 @@ def open_split(root: Path, split: str, problems: list[str] | None = None) -> Fil
         expected=EXPECTED,
         problems=problems,
     )
-    return FileDataset("voc", split, CLASSES, PALETTE, samples)
+    return FileDataset("voc", split, CLASSES, PALETTE, samples, mask_coding=CODING)
 
 
 def _list_ids(voc: Path, split: str, mask_ids: list[str]) -> list[str]:
@@ -97,19 +103,30 @@ def _list_ids(voc: Path, split: str, mask_ids: list[str]) -> list[str]:
     if split == "val":
         return _read_list(val_list)
     for folder in (voc / "ImageSets" / "Segmentation", voc / "list"):
-        if (folder / "train_aug.txt").is_file():
+        if os.path.lexists(folder / "train_aug.txt"):
             return _read_list(folder / "train_aug.txt")
     val_ids = set(_read_list(val_list))
     return [image_id for image_id in mask_ids if image_id not in val_ids]
 
 
 def _read_list(path: Path) -> list[str]:
-    """Ids of a list whose lines are bare ids or '/JPEGImages/ID.jpg /SegmentationClassAug/ID.png' pairs."""
+    """Ids of a list whose lines are bare ids or '/JPEGImages/ID.jpg /SegmentationClassAug/ID.png' pairs.
+
+    An id is a whole line: it may hold dots and blanks. Raises DataError for a pair of two ids.
+    """
     try:
         lines = read_lines(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such list. {EXPECTED}") from None
-    ids = [Path(line.split()[0]).stem for line in lines if line.strip()]
+    ids = []
+    for number, line in enumerate(map(str.strip, lines), 1):
+        pair = _PAIR.fullmatch(line)
+        if pair is not None and pair[1] != pair[2]:
+            raise DataError(
+                f"{path}: line {number} pairs the image {pair[1]!r} with the mask of {pair[2]!r}; correct the line"
+            )
+        if line:
+            ids.append(pair[1] if pair is not None else line)
     if not ids:
         raise FileNotFoundError(f"{path}: the list is empty. {EXPECTED}")
     return ids

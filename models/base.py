@@ -1,10 +1,11 @@
 """What the trainer asks of a model."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from models.backbone import pixel_statistics
@@ -17,6 +18,9 @@ Start = Literal["random", "background", "shared_background"]
 background scored, biases lowered by log(1 + new classes) (MiB, arXiv 2002.00718, eq. 10)."""
 
 
+MAX_CHANNELS = 2**14
+
+
 class ModelOptions(NamedSection):
     """What every model can be told."""
 
@@ -27,8 +31,13 @@ class ModelOptions(NamedSection):
     """Name of the backbone in timm."""
     pretrained: bool | str = True
     """ImageNet weights of the backbone: true fetches timm's, a path reads a state dict, false starts at random."""
-    channels: int = Field(256, ge=1)
+    channels: int = Field(256, ge=1, le=MAX_CHANNELS)
     """Channels of the features that are distilled."""
+
+    @field_validator("pretrained")
+    @classmethod
+    def _home_is_expanded(cls, value: bool | str) -> bool | str:
+        return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 - may be no path
 
 
 class SegmentationModel(nn.Module):

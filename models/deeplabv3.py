@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.backbone import build_backbone
-from models.base import ModelOptions, SegmentationModel, Start
+from models.base import MAX_CHANNELS, ModelOptions, SegmentationModel, Start
 from models.classifier import GrowingClassifier
 from models.closed_form import pool_to_grid
 from models.output import SegOutput
@@ -60,7 +60,7 @@ class DeepLabV3(SegmentationModel):
         """Any timm model with feature maps at the output stride."""
         output_stride: Literal[8, 16, 32] = 16
         """Image size over feature grid size."""
-        channels: int = Field(256, ge=1)
+        channels: int = Field(256, ge=1, le=MAX_CHANNELS)
         """Channels of the distilled features and of each ASPP branch."""
 
     trains_on_single_images = False

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from models.backbone import build_vit
-from models.base import ModelOptions, SegmentationModel, Start
+from models.base import MAX_CHANNELS, ModelOptions, SegmentationModel, Start
 from models.output import SegOutput, most_likely, upsample
 
 
@@ -112,13 +112,13 @@ class Segmenter(SegmentationModel):
 
         backbone: str = "vit_base_patch16_384"
         """Any plain ViT of timm."""
-        channels: int = Field(768, ge=1)
+        channels: int = Field(768, ge=1, le=MAX_CHANNELS)
         """Width of the decoder, of the distilled features and of the class tokens."""
-        patch_size: int | None = Field(None, ge=1)
+        patch_size: int | None = Field(None, ge=1, le=1024)
         """Side of a ViT's patch in pixels, where it is not to be the backbone's own."""
-        num_blocks: int = Field(2, ge=1)
+        num_blocks: int = Field(2, ge=1, le=100)
         """Transformer blocks of the decoder."""
-        num_heads: int = Field(12, ge=1)
+        num_heads: int = Field(12, ge=1, le=MAX_CHANNELS)
         """Attention heads of each of them."""
         drop_path: float = Field(0.1, ge=0, lt=1)
         """Stochastic depth of the last of them; it rises linearly from 0."""

@@ -18,8 +18,9 @@ import torch
 from tools.bench.rows import ROWS
 from tools.bench.setup import Row, Setup
 from trainer.config import Config, load_config
-from utils.arguments import add_device, new_parser
+from utils.arguments import add_device, add_overwrite, fail, new_parser, to_path
 from utils.distributed import process_group
+from utils.files import check_output, write_atomic
 from utils.report.results import environment
 
 EXAMPLES = """
@@ -36,12 +37,13 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("rows", choices=[*ROWS, "all"], help="what to measure")
     what.add_argument(
         "--config",
-        type=Path,
+        type=to_path,
         metavar="FILE",
         help="YAML file with the model, training and losses of step, scaling and ddp; default: DeepLabV3-R50, and "
         "for step the Segmenter too, crop 256, batch 4",
     )
-    what.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    what.add_argument("--json", type=to_path, metavar="FILE", help="write the figures there, too")
+    add_overwrite(what)
     how = parser.add_argument_group("how it runs")
     add_device(how, default="cpu")
     how.add_argument("--threads", type=int, metavar="N", help="threads of PyTorch; default: its own choice")
@@ -116,6 +118,8 @@ def main() -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     try:
+        if args.json is not None:
+            check_output("--json", args.json, [args.config] if args.config else [], args.overwrite)
         configs = [load_config(args.config)] if args.config else default_configs(args.quick)
         with process_group(args.device) as worker:
             setup = Setup(worker, configs, args.quick)
@@ -132,9 +136,9 @@ def main() -> None:
                     print(format_row(row), flush=True)
         if args.json is not None:
             content = {"machine": machine, "quick": args.quick, "rows": measured}
-            args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_atomic(args.json, json.dumps(content, indent=2) + "\n")
     except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        fail(parser, error)
 
 
 if __name__ == "__main__":

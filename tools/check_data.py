@@ -22,9 +22,9 @@ from datasets.tasks import IGNORE_INDEX, Task, build_task
 from datasets.unreadable import explain
 from trainer.config import Config, load_config
 from trainer.data import open_split, resolve_class_order
-from utils.arguments import add_config, new_parser
+from utils.arguments import add_config, add_overwrite, fail, new_parser, to_path
 from utils.errors import DataError
-from utils.files import write_atomic
+from utils.files import check_output, write_atomic
 
 EXAMPLES = """
 python -m tools.check_data --config configs/voc.yaml --json problems.json
@@ -135,7 +135,7 @@ def check_data(config: Config) -> tuple[list[str], dict[str, int]]:
         try:
             datasets[name] = open_split(config, name, problems)
         except (ValueError, OSError) as error:
-            problems.append(str(error))
+            problems.append(explain(error))
     splits: dict[str, Split] = {}
     for name, dataset in datasets.items():
         if isinstance(dataset, FileDataset):
@@ -160,7 +160,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = new_parser("python -m tools.check_data", __doc__, EXAMPLES)
     what = parser.add_argument_group("input and output")
     add_config(what)
-    what.add_argument("--json", type=Path, metavar="FILE", help="write problems and counts there, too")
+    what.add_argument("--json", type=to_path, metavar="FILE", help="write problems and counts there, too")
+    add_overwrite(what)
     return parser
 
 
@@ -169,12 +170,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     try:
+        if args.json is not None:
+            check_output("--json", args.json, [args.config], args.overwrite)
         config = load_config(args.config, args.overrides)
         problems, counts = check_data(config)
         if args.json is not None:
             write_atomic(args.json, json.dumps({"problems": problems, "num_images": counts}, indent=2) + "\n")
     except (ValueError, OSError, ImportError) as error:
-        parser.exit(2, f"error: {error}\n")
+        fail(parser, error)
     for problem in problems:
         print(problem)
     images = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no"

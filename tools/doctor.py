@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from utils.arguments import add_config, new_parser
+from utils.arguments import add_config, fail, new_parser
+from utils.errors import explain
 from utils.units import format_size
 
 if TYPE_CHECKING:
@@ -131,10 +132,16 @@ def check_machine(output_dir: Path) -> Iterator[Finding]:
             else ""
         )
         yield Finding("shared memory", format_size(size), fix)
+    from utils.files import check_writable
+
+    what = f"results in {output_dir}"
+    try:
+        check_writable(output_dir)
+    except (ValueError, OSError) as error:
+        yield Finding(what, "cannot be written", f"output_dir: {explain(error)}")
+        return
     folder = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
-    free = f"{format_size(shutil.disk_usage(folder).free)} free"
-    fix = "" if os.access(folder, os.W_OK) else f"give write access to {folder}, or set output_dir"
-    yield Finding(f"results in {output_dir}", free if not fix else "cannot be written", fix)
+    yield Finding(what, f"{format_size(shutil.disk_usage(folder).free)} free")
 
 
 def check_config(config: Config) -> Iterator[Finding]:
@@ -149,7 +156,7 @@ def check_config(config: Config) -> Iterator[Finding]:
         except (ValueError, OSError) as error:
             how = DATASETS[config.data.name].how_to_get
             advice = f"{how}, or " if how else ""
-            yield Finding(what, "missing or wrong", f"{error} ({advice}set data.root)")
+            yield Finding(what, "missing or wrong", f"{explain(error)} ({advice}set data.root)")
     yield check_weights(config.model.backbone, config.model.pretrained)
     if config.init_from is not None:
         is_there = config.init_from.is_file()
@@ -248,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 num_problems += 1
                 print(f"{'':<24} fix: {finding.fix}")
     except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        fail(parser, error)
     print(f"{num_problems or 'no'} problem{'' if num_problems == 1 else 's'}")
     return 2 if num_problems else 0
 

@@ -6,7 +6,6 @@ Without options the figures are those of results.json for its step. Exit code 2:
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from datasets import DATASETS
@@ -15,11 +14,12 @@ from models import ModelInfo, SegmentationModel, load_model
 from trainer.config import Config, make_config
 from trainer.plan import open_evaluation
 from trainer.validation import validate
-from utils.arguments import add_checkpoint, add_device, add_set, new_parser
+from utils.arguments import add_checkpoint, add_device, add_overwrite, add_set, fail, new_parser, to_path
 from utils.distributed import Worker, process_group
 from utils.errors import RunError
-from utils.files import write_atomic
+from utils.files import check_output, write_atomic
 from utils.report.results import SCORES, make_step_entry
+from utils.report.tables import printable
 
 EXAMPLES = """
 python -m tools.evaluate runs/demo/checkpoints/step_2.pth --json figures.json
@@ -73,7 +73,8 @@ def step_of(info: ModelInfo, task: Task) -> Step:
 
 def format_entry(entry: Mapping[str, Any]) -> str:
     """IoU of every class and the groups' means, in percent."""
-    rows = {**entry["per_class_iou"], **{name: entry[name] for name in SCORES if name in entry}}
+    scores = {name: entry[name] for name in SCORES if name in entry}
+    rows = {printable(name): value for name, value in {**entry["per_class_iou"], **scores}.items()}
     width = max(map(len, rows))
     return "\n".join(
         f"{name:<{width}}  " + ("   –" if value is None else f"{100 * value:5.1f}")
@@ -87,10 +88,11 @@ def make_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("input and output")
     add_checkpoint(what)
     what.add_argument(
-        "--data", type=Path, metavar="ROOT", help="where the data lie, instead of its data.root"
+        "--data", type=to_path, metavar="ROOT", help="where the data lie, instead of its data.root"
     )
     add_set(what, "the checkpoint's config")
-    what.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, in full")
+    what.add_argument("--json", type=to_path, metavar="FILE", help="write the figures there, in full")
+    add_overwrite(what)
     add_device(parser.add_argument_group("how it runs"))
     return parser
 
@@ -100,9 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     try:
+        if args.json is not None:
+            check_output("--json", args.json, [args.checkpoint], args.overwrite)
         model, info = load_model(args.checkpoint)
         if args.data is not None:
-            info.config["data"]["root"] = str(args.data)
+            info.config.setdefault("data", {})["root"] = str(args.data)
         config = make_config(info.config, args.checkpoint, args.overrides)
         if args.data is not None and not DATASETS[config.data.name].lies_in_files:
             raise ValueError(
@@ -115,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if args.json is not None:
                     write_atomic(args.json, json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
     except (RunError, ValueError, OSError, ImportError) as error:
-        parser.exit(2, f"error: {error}\n")
+        fail(parser, error)
     return 0
 
 

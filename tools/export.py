@@ -3,14 +3,14 @@
 The exported model takes `images` (B,3,H,W), float32 RGB values 0..255 (it normalises inside), and gives `logits`
 (B,K,H,W); the class of a pixel is their argmax. Before the file gets its name its logits are compared with the model's
 own, on random images and on a real one. Class names and palette lie in its metadata, as JSON. A batch is of any size.
-Exit code 2: an error to mend, and no file.
+A file that is there already is replaced with --overwrite only. Exit code 2: an error to mend, and no new file.
 """
 
 import argparse
+import io
 import json
 import logging
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -27,7 +27,9 @@ from datasets.file_dataset import read_image
 from models import ModelInfo, SegmentationModel, load_model
 from trainer.config import Config, make_config
 from trainer.data import open_split
-from utils.arguments import add_checkpoint, new_parser
+from utils.arguments import add_checkpoint, add_overwrite, fail, new_parser, to_path
+from utils.errors import explain
+from utils.files import check_output, write_atomic
 from utils.units import format_size
 
 EXAMPLES = """
@@ -96,8 +98,8 @@ def convolve_same(
     return y.narrow(2, 0, height).narrow(3, 0, width)
 
 
-def export_onnx(module: nn.Module, path: Path, size: Size, side: int, metadata: dict[str, str]) -> Run:
-    """Write an ONNX file and return how onnxruntime runs it; raises ImportError where its libraries are missing."""
+def export_onnx(module: nn.Module, size: Size, side: int, metadata: dict[str, str]) -> tuple[bytes, Run]:
+    """Return an ONNX file and how onnxruntime runs it; raises ImportError where its libraries are missing."""
     try:
         import onnx
         import onnxruntime
@@ -116,26 +118,27 @@ def export_onnx(module: nn.Module, path: Path, size: Size, side: int, metadata: 
         for dim, name in names.items():
             value.type.tensor_type.shape.dim[dim].dim_param = name
     onnx.helper.set_model_props(proto, metadata)
-    onnx.save(proto, path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    content: bytes = proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-def export_torchscript(module: nn.Module, path: Path, size: Size, side: int, metadata: dict[str, str]) -> Run:
-    """Write a traced TorchScript file and return how it runs."""
-    traced = torch.jit.trace(module, example_images(size, side))
-    torch.jit.save(traced, path, _extra_files={"metadata.json": json.dumps(metadata)})
-    loaded: Run = torch.jit.load(path, map_location="cpu")
-    return loaded
+def export_torchscript(
+    module: nn.Module, size: Size, side: int, metadata: dict[str, str]
+) -> tuple[bytes, Run]:
+    """Return a traced TorchScript file and how it runs."""
+    traced, file = torch.jit.trace(module, example_images(size, side)), io.BytesIO()
+    torch.jit.save(traced, file, _extra_files={"metadata.json": json.dumps(metadata)})
+    content = file.getvalue()
+    return content, torch.jit.load(io.BytesIO(content), map_location="cpu")
 
 
-def export_pt2(module: nn.Module, path: Path, size: Size, side: int, metadata: dict[str, str]) -> Run:
-    """Write what torch.export.load reads and return how it runs."""
-    torch.export.save(
-        export_program(module, size, side), path, extra_files={"metadata.json": json.dumps(metadata)}
-    )
-    loaded: Run = torch.export.load(path).module()
-    return loaded
+def export_pt2(module: nn.Module, size: Size, side: int, metadata: dict[str, str]) -> tuple[bytes, Run]:
+    """Return what torch.export.load reads and how it runs."""
+    program, file = export_program(module, size, side), io.BytesIO()
+    torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+    content = file.getvalue()
+    return content, torch.export.load(io.BytesIO(content)).module()
 
 
 EXPORT = {"onnx": export_onnx, "torchscript": export_torchscript, "pt2": export_pt2}
@@ -173,7 +176,7 @@ def comparison_images(config: Config, size: Size, image: Path | None) -> tuple[l
             val = open_split(config, "val")
             pixels, name = val.read(val.ids[0])[0], f"{config.data.name} val {val.ids[0]}"
         except (ValueError, OSError, ImportError) as error:
-            return batches, f"random images only (no real one: {error}; --image FILE takes one)"
+            return batches, f"random images only (no real one: {explain(error)}; --image FILE takes one)"
     real = torch.tensor(pixels).permute(2, 0, 1)[None].float()
     return [
         *batches,
@@ -208,6 +211,9 @@ def compare(module: nn.Module, run: Run, batches: Sequence[Tensor]) -> float:
 @torch.no_grad()
 def run(args: argparse.Namespace) -> str:
     """Export as the command line says; returns what was written and how far it is from the model."""
+    output = args.output or args.checkpoint.with_suffix(SUFFIXES[args.format])
+    inputs = [path for path in (args.checkpoint, args.image) if path is not None]
+    check_output("--output", output, inputs, args.overwrite)
     model, info = load_model(args.checkpoint)
     config = make_config(info.config, args.checkpoint)
     side = config.train.crop_size
@@ -217,25 +223,21 @@ def run(args: argparse.Namespace) -> str:
             "--size dynamic: a TorchScript trace of a segmenter keeps the number of patches, and so the position "
             "embeddings, of the image that it was traced with; give --size HxW, or take --format onnx or pt2"
         )
-    output = args.output or args.checkpoint.with_suffix(SUFFIXES[args.format])
     batches, what = comparison_images(config, size, args.image)
     module = Logits(model)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, to be moved in one go once it is known to be right.
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export_") as folder:
-        path = Path(folder) / f"model{SUFFIXES[args.format]}"
-        try:
-            exported = EXPORT[args.format](module, path, size, side, describe_model(info, size))
-        except (ImportError, OSError):
-            raise
-        except Exception as error:  # the exporters have no error class of their own
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"--format {args.format}: torch cannot export this model ({type(error).__name__}: {reason}); try "
-                "another --format, or --size HxW"
-            ) from error
-        difference = compare(module, exported, batches)
-        path.replace(output)
+    # In memory until it is known to be right: torch's own writers end the process where a disk is full.
+    try:
+        content, exported = EXPORT[args.format](module, size, side, describe_model(info, size))
+    except (ImportError, OSError):
+        raise
+    except Exception as error:  # the exporters have no error class of their own
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"--format {args.format}: torch cannot export this model ({type(error).__name__}: {reason}); try "
+            "another --format, or --size HxW"
+        ) from error
+    difference = compare(module, exported, batches)
+    write_atomic(output, content)
     return f"{output}: {format_size(output.stat().st_size)}, differs by {difference:.1e} of the largest logit on {what}"
 
 
@@ -243,7 +245,7 @@ def parse_size(text: str) -> tuple[int, int] | str:
     """Read HxW or 'dynamic'; raises ArgumentTypeError."""
     if text == "dynamic":
         return text
-    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    sides = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if sides is None:
         raise argparse.ArgumentTypeError(
             f"'{text}': give height and width in pixels, such as 512x768, or 'dynamic'"
@@ -258,8 +260,9 @@ def make_parser() -> argparse.ArgumentParser:
     add_checkpoint(what)
     what.add_argument("--format", choices=list(EXPORT), required=True, help="pt2 is that of torch.export")
     what.add_argument(
-        "--output", type=Path, metavar="FILE", help="default: beside the checkpoint, under its name"
+        "--output", type=to_path, metavar="FILE", help="default: beside the checkpoint, under its name"
     )
+    add_overwrite(what)
     how = parser.add_argument_group("what it takes")
     how.add_argument(
         "--size",
@@ -268,7 +271,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="height and width of the images, or images of any size; default: the training crop",
     )
     how.add_argument(
-        "--image", type=Path, metavar="FILE", help="real image to compare on; default: a validation image"
+        "--image", type=to_path, metavar="FILE", help="real image to compare on; default: a validation image"
     )
     return parser
 
@@ -283,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(run(args))
     except (ValueError, OSError, ImportError) as error:
-        parser.exit(2, f"error: {error}\n")
+        fail(parser, error)
     return 0
 
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.download.archives import unpack
 from tools.download.fetching import ALGORITHMS, UsageError, fetch
+from utils.errors import explain
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not args.keep_archive:
                 args.output.unlink()
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explain(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 

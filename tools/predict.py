@@ -4,13 +4,16 @@ INPUT is an image, a folder (searched to its depths) or a glob in quotes. FOLDER
 the classes' colours), overlays/ (the same over the image) and predictions.json (classes, and the share of every class
 in every image), all in the images' own size. Results have the images' names, with the path from the folder given, of a
 glob from the folder before its first wildcard.
-Exit code 2: an error, or images that could not be read; the others are done.
+An image of which the model would see more than 4 million pixels is cut into overlapping tiles, to bound the memory.
+Exit code 2: an error, or images that could not be read; the others are done, and predictions.json lists them.
 """
 
 import argparse
 import glob
 import itertools
 import json
+import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,13 +32,13 @@ from datasets.transforms import resize_short_side
 from datasets.unreadable import explain
 from models import ModelInfo, load_model
 from trainer.config import Config, make_config
-from trainer.inference import predict_all
-from utils.arguments import add_checkpoint, add_device, finish, new_parser
+from trainer.tiles import predict_each
+from utils.arguments import add_checkpoint, add_device, add_overwrite, finish, new_parser, to_path
 from utils.console import progress_bar
 from utils.distributed import find_worker
 from utils.errors import DataError
-from utils.files import open_atomic, write_atomic
-from utils.images import UInt8Array
+from utils.files import check_writable, open_atomic, write_atomic, writing
+from utils.images import MAX_PIXELS, UInt8Array
 from utils.report.pictures import IGNORED_COLOUR
 
 EXAMPLES = """
@@ -44,6 +47,12 @@ python -m tools.predict runs/demo/checkpoints/step_2.pth aerial/ --output predic
 """
 OPACITY = 0.6
 """Of a class's colour over the image."""
+ROWS_AT_ONCE = 256
+"""Of an overlay: its arithmetic takes 20 times the memory of the pixels."""
+SECONDS_BETWEEN_LISTS = 10.0
+"""predictions.json is written as it goes, no more often than this, and at the end whatever happens."""
+PREDICTIONS = "predictions.json"
+TOO_LARGE = "too large for the memory of this machine; cut it into tiles"
 UNSURE = "(unsure)"
 """What predictions.json calls pixels below --confidence; no class is named so."""
 
@@ -63,7 +72,7 @@ def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:
                 "outside --output"
             )
         for name, image in images:
-            if found.setdefault(name, image).resolve() != image.resolve():
+            if os.path.realpath(found.setdefault(name, image)) != os.path.realpath(image):
                 raise ValueError(
                     f"{image}: its results would replace those of {found[name]}, both being named {name}; "
                     "rename one, or predict them into two folders"
@@ -73,18 +82,19 @@ def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:
 
 def _images_of(given: str, output: Path) -> Iterator[tuple[Path, Path]]:
     """Yield name and path of an input's images: a file as it is, of folders and globs what has an image's suffix."""
-    path = Path(given)
-    if path.is_file():
-        root, images = path.parent, [path]
-    elif path.is_dir():
+    path = to_path(given)
+    if path.is_dir():
         root, images = path, _search(path)
+    elif os.path.lexists(path):  # a link to nothing is told as an image that cannot be read
+        root, images = path.parent, [path]
     else:
         root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-        matches = [Path(match) for match in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207 - absolute ones
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - absolute ones
         images = [image for match in matches for image in (_search(match) if match.is_dir() else [match])]
         images = [image for image in images if image.suffix.lower() in IMAGE_SUFFIXES]
     for image in images:
-        if output.resolve() not in image.resolve().parents:
+        # realpath, as Path.resolve ends with an error where links lead in a circle.
+        if Path(os.path.realpath(output)) not in Path(os.path.realpath(image)).parents:
             yield image.relative_to(root).with_suffix(""), image
 
 
@@ -100,9 +110,10 @@ def _search(folder: Path) -> list[Path]:
 class Images(Dataset[tuple[Tensor, Tensor, str]]):
     """Images as the model sees them (3,h,w) and as they are (H,W,3), uint8; and why one cannot be read, else ''."""
 
-    def __init__(self, paths: Sequence[Path], short_side: int | None) -> None:
+    def __init__(self, paths: Sequence[Path], short_side: int | None, max_pixels: int = MAX_PIXELS) -> None:
         self.paths = paths
         self.short_side = short_side
+        self.max_pixels = max_pixels
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -110,13 +121,18 @@ class Images(Dataset[tuple[Tensor, Tensor, str]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
         path = self.paths[index]
         try:
-            pixels = read_image(path)
+            str(path).encode()
+            pixels = read_image(path, self.max_pixels)
             problem = describe_aspect(path, pixels.shape[1::-1])
+        except UnicodeEncodeError:
+            problem = f"{str(path)!a}: the name is not UTF-8; rename the file"
+        except MemoryError:
+            problem = f"{path}: {TOO_LARGE}"
         except (DataError, OSError) as error:
             problem = explain(error)
         if problem is not None:
             return torch.empty(0), torch.empty(0), problem
-        shown = torch.tensor(pixels)
+        shown = torch.from_numpy(np.ascontiguousarray(pixels))
         image = shown.permute(2, 0, 1)
         if self.short_side is not None:
             image = resize_short_side(image, self.short_side, InterpolationMode.BILINEAR)
@@ -130,7 +146,10 @@ def read_images(
 
     Why one cannot be read is added to `problems`.
     """
-    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
+    # A large image ahead takes as much memory as the one at work.
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=num_workers, prefetch_factor=1 if num_workers else None
+    )
     bar = progress_bar("predicting", len(dataset), "image", over=loader)
     for index, (image, pixels, problem) in enumerate(bar):
         if problem:
@@ -145,16 +164,25 @@ def save_images(
     """Write the mask and the overlay of an image; background (class 0) and unsure pixels are not laid over."""
     mask = Image.fromarray(classes)
     mask.putpalette(palette.tobytes())
-    shown = ((classes > 0) & (classes != IGNORE_INDEX))[:, :, None] * OPACITY
-    overlay = Image.fromarray((pixels * (1 - shown) + palette[classes] * shown).round().astype(np.uint8))
+    mixed = np.empty_like(pixels)
+    for first in range(0, len(pixels), ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        known = (classes[rows] > 0) & (classes[rows] != IGNORE_INDEX)
+        shown = known[:, :, None] * OPACITY
+        mixed[rows] = (pixels[rows] * (1 - shown) + palette[classes[rows]] * shown).round()
+    overlay = Image.fromarray(mixed)
     for folder, image in (("masks", mask), ("overlays", overlay)):
-        with open_atomic(output / folder / f"{name}.png") as file:
+        path = output / folder / f"{name}.png"
+        with writing(path, classes.size), open_atomic(path) as file:
             image.save(file, "PNG")
 
 
 def describe_image(name: Path, path: Path, classes: UInt8Array, info: ModelInfo) -> dict[str, Any]:
     """An image's entry of predictions.json; shares are fractions of its pixels, of the classes that it shows."""
-    counts = np.bincount(classes.ravel(), minlength=256)
+    # A few rows at a time: numpy counts in 64 bits.
+    counts = np.zeros(256, np.int64)
+    for first in range(0, len(classes), ROWS_AT_ONCE):
+        counts += np.bincount(classes[first : first + ROWS_AT_ONCE].ravel(), minlength=256)
     names = {**dict(enumerate(info.class_names)), IGNORE_INDEX: UNSURE}
     return {
         "image": str(path),
@@ -162,12 +190,14 @@ def describe_image(name: Path, path: Path, classes: UInt8Array, info: ModelInfo)
         "overlay": f"overlays/{name.as_posix()}.png",
         "width": classes.shape[1],
         "height": classes.shape[0],
-        "shares": {names[c]: counts[c] / classes.size for c in np.flatnonzero(counts)},
+        "shares": {names[int(c)]: counts[c] / classes.size for c in np.flatnonzero(counts)},
     }
 
 
 def run(args: argparse.Namespace) -> list[str]:
     """Predict everything that the command line names; returns a line for every image that cannot be read."""
+    Image.MAX_IMAGE_PIXELS = args.max_pixels
+    check_predictions(args.output, args.overwrite)
     device = find_worker(args.device).device
     model, info = load_model(args.checkpoint, device)
     config = adapt_config(make_config(info.config, args.checkpoint), args.mode, args.batch_size)
@@ -175,27 +205,55 @@ def run(args: argparse.Namespace) -> list[str]:
     check_libraries()
     names = list(images)
     short_side = None if args.short_side == "own" else args.short_side or config.train.crop_size
-    dataset = Images(list(images.values()), short_side)
+    dataset = Images(list(images.values()), short_side, args.max_pixels)
     palette = np.full((256, 3), IGNORED_COLOUR, dtype=np.uint8)
     palette[: len(info.palette)] = info.palette
     problems: list[str] = []
     entries: dict[int, dict[str, Any]] = {}
     samples = read_images(dataset, min(args.num_workers, len(dataset)), problems)
-    for (index, pixels), classes in predict_all(model, samples, config, device, args.confidence):
-        ids = classes.byte().cpu().numpy()
-        save_images(args.output, names[index], pixels, ids, palette)
-        entries[index] = describe_image(names[index], dataset.paths[index], ids, info)
+    written = time.monotonic()
+
+    def refuse(told: tuple[int, UInt8Array]) -> None:
+        index, _ = told
+        problems.append(f"{dataset.paths[index]}: {TOO_LARGE}")
+
+    try:
+        for (index, pixels), ids in predict_each(model, samples, config, device, refuse, args.confidence):
+            save_images(args.output, names[index], pixels, ids, palette)
+            entries[index] = describe_image(names[index], dataset.paths[index], ids, info)
+            if time.monotonic() - written > SECONDS_BETWEEN_LISTS:
+                write_predictions(args.output, args.checkpoint, info, entries)
+                written = time.monotonic()
+    finally:
+        write_predictions(args.output, args.checkpoint, info, entries)
+    print(f"{args.output}: {len(entries)} of {len(dataset)} images, {len(info.class_names)} classes")
+    return problems
+
+
+def check_predictions(output: Path, overwrite: bool) -> None:
+    """Raise ValueError or OSError where a folder cannot take predictions, or holds some without `overwrite`."""
+    for folder in (output, output / "masks", output / "overlays"):
+        check_writable(folder)
+    if (output / PREDICTIONS).exists() and not overwrite:
+        raise ValueError(
+            f"--output {output}: holds predictions of an earlier call; give another folder, or replace them with "
+            "--overwrite"
+        )
+
+
+def write_predictions(
+    output: Path, checkpoint: Path, info: ModelInfo, entries: dict[int, dict[str, Any]]
+) -> None:
+    """Write predictions.json of the images so far, in the order of the command line."""
     described = {
-        "checkpoint": str(args.checkpoint),
+        "checkpoint": str(checkpoint),
         "classes": [
             {"id": c, "name": name, "colour": list(colour)}
             for c, (name, colour) in enumerate(zip(info.class_names, info.palette, strict=True))
         ],
         "images": [entries[index] for index in sorted(entries)],
     }
-    write_atomic(args.output / "predictions.json", json.dumps(described, indent=2, ensure_ascii=False) + "\n")
-    print(f"{args.output}: {len(entries)} of {len(dataset)} images, {len(info.class_names)} classes")
-    return problems
+    write_atomic(output / PREDICTIONS, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
 
 
 def adapt_config(config: Config, mode: str | None, batch_size: int | None) -> Config:
@@ -215,8 +273,15 @@ def parse_side(text: str) -> int | str:
 
 def parse_count(text: str) -> int:
     """Read a number of at least 1; raises ArgumentTypeError."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}': give a whole number of at least 1")
+    if not text.isdecimal() or len(text) > 12 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text[:40]}': give a whole number of at least 1")
+    return int(text)
+
+
+def parse_workers(text: str) -> int:
+    """Read --num-workers; raises ArgumentTypeError."""
+    if not text.isdecimal() or len(text) > 4:
+        raise argparse.ArgumentTypeError(f"'{text[:40]}': give a whole number of processes, 0 for none")
     return int(text)
 
 
@@ -237,7 +302,8 @@ def make_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("input and output")
     add_checkpoint(what)
     what.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder or glob")
-    what.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="gets the results")
+    what.add_argument("--output", type=to_path, required=True, metavar="FOLDER", help="gets the results")
+    add_overwrite(what)
     view = parser.add_argument_group("what the model sees")
     view.add_argument(
         "--mode",
@@ -267,7 +333,18 @@ def make_parser() -> argparse.ArgumentParser:
         help="images, with sliding: windows, a forward pass; default: the checkpoint's evaluate.batch_size",
     )
     how.add_argument(
-        "--num-workers", type=int, default=2, metavar="N", help="processes that read images; default: 2"
+        "--max-pixels",
+        type=parse_count,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="images of more pixels are not read, which bounds the memory; default: %(default)s",
+    )
+    how.add_argument(
+        "--num-workers",
+        type=parse_workers,
+        default=2,
+        metavar="N",
+        help="processes that read images; default: 2",
     )
     add_device(how)
     return parser

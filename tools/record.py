@@ -6,10 +6,9 @@ recipe it was made from (--base), and the command that makes it.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from tools.summary.records import add_lines, record_run
-from utils.arguments import new_parser
+from utils.arguments import fail, new_parser, to_path
 
 EXAMPLES = """
 python -m tools.record runs/animals_* --base configs/voc_animals.yaml --to docs/results/voc_animals.jsonl
@@ -21,10 +20,10 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = new_parser("python -m tools.record", __doc__, EXAMPLES)
     what = parser.add_argument_group("input")
-    what.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs")
+    what.add_argument("runs", type=to_path, nargs="+", metavar="RUN", help="folders of finished runs")
     what.add_argument(
         "--base",
-        type=Path,
+        type=to_path,
         required=True,
         metavar="FILE",
         help="YAML file of the recipe that they were made from",
@@ -32,7 +31,11 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--note", default="", metavar="TEXT", help="what a reader of these lines has to know")
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--to", type=Path, required=True, metavar="TABLE", help="file of JSON lines (.jsonl) to add them to"
+        "--to",
+        type=to_path,
+        required=True,
+        metavar="TABLE",
+        help="file of JSON lines (.jsonl) to add them to",
     )
     output.add_argument("--overwrite", action="store_true", help="replace lines of runs of the same names")
     return parser
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines = [record_run(folder, args.base, args.note) for folder in args.runs]
         add_lines(args.to, lines, args.overwrite)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        fail(parser, error)
     print(f"{args.to}: {len(lines)} runs recorded")
     return 0
 

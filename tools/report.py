@@ -5,9 +5,8 @@ Training writes it after every step; this is for runs of older versions and thos
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from utils.arguments import new_parser
+from utils.arguments import fail, new_parser, to_path
 from utils.errors import RunError
 
 EXAMPLES = """
@@ -19,7 +18,9 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = new_parser("python -m tools.report", __doc__, EXAMPLES)
     what = parser.add_argument_group("input")
-    what.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, such as runs/demo")
+    what.add_argument(
+        "runs", type=to_path, nargs="+", metavar="RUN", help="folder of a run, such as runs/demo"
+    )
     return parser
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for run_dir in args.runs:
             print(write_html_report(run_dir))
     except (RunError, ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        fail(parser, error)
     return 0
 
 

@@ -8,6 +8,7 @@ compete.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ from tools.summary.groups import Row, mixed_fields, select, summarize
 from tools.summary.records import read_table
 from tools.summary.runs import Run, read_run
 from tools.summary.table import FORMATS
-from utils.arguments import new_parser
-from utils.files import write_atomic
+from utils.arguments import add_overwrite, fail, new_parser, to_path
+from utils.files import check_output, write_atomic
 
 EXAMPLES = """
 python -m tools.summarize runs/*
@@ -31,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = new_parser("python -m tools.summarize", __doc__, EXAMPLES)
     what = parser.add_argument_group("input")
     what.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, and tables of runs (.jsonl)"
+        "runs", type=to_path, nargs="+", metavar="RUN", help="folders of runs, and tables of runs (.jsonl)"
     )
     what.add_argument(
         "--where",
@@ -48,10 +49,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     how = parser.add_argument_group("output")
     how.add_argument("--format", choices=FORMATS, default="md", help="of the table; default: md")
-    how.add_argument("--plot", type=Path, metavar="FILE", help="write a figure there (PNG)")
+    how.add_argument("--plot", type=to_path, metavar="FILE", help="write a figure there (PNG)")
     how.add_argument(
-        "--plot-classes", type=Path, metavar="FILE", help="write the IoU of one run's classes there (PNG)"
+        "--plot-classes", type=to_path, metavar="FILE", help="write the IoU of one run's classes there (PNG)"
     )
+    add_overwrite(how)
     return parser
 
 
@@ -63,9 +65,9 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
             raise FileNotFoundError(
                 f"{path}: no such folder; name folders of runs, such as runs/*, or tables of them"
             )
-        if path.suffix == ".jsonl" and path.is_file():
+        if path.suffix == ".jsonl" and not path.is_dir():
             runs += read_table(path)
-        elif (path / "config.yaml").is_file():
+        elif os.path.lexists(path / "config.yaml"):
             runs.append(read_run(path))
     if not runs:
         raise ValueError(
@@ -115,13 +117,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     group_by = [field.strip() for field in args.group_by.split(",")]
     try:
+        inputs = [path for run in args.runs for path in (run, run / "config.yaml", run / "results.json")]
+        for option, path in (("--plot", args.plot), ("--plot-classes", args.plot_classes)):
+            if path is not None:
+                check_output(option, path, inputs, args.overwrite)
         runs = read_runs(args.runs)
         if args.where is not None:
             runs = select(runs, args.where)
         rows = summarize(runs, group_by)
         write_figures(args, rows, runs)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        fail(parser, error)
     print(FORMATS[args.format](rows, group_by), end="")
     print_remarks(rows, runs, on_stdout=args.format == "md")
     return 0

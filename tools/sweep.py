@@ -28,8 +28,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, f
 from tools.summary.runs import read_run
 from tools.sweeping.base_steps import PlannedRun, as_arguments, share_base_steps
 from trainer.config import describe_difference, load_config
-from utils.arguments import new_parser
+from utils.arguments import fail, new_parser
 from utils.config.read import describe_errors, read_yaml
+from utils.errors import explain
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = """
@@ -240,7 +241,7 @@ def sweep(runs: Sequence[PlannedRun], environment: Mapping[str, str], dry_run: b
         try:
             finished = is_finished(run)
         except (ValueError, OSError) as error:
-            print(f"main.sh: {name}: {error}", file=sys.stderr, flush=True)
+            print(f"main.sh: {name}: {explain(error)}", file=sys.stderr, flush=True)
             failed.append(name)
             continue
         if finished:
@@ -284,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         groups = read_sweep(args.sweep) if args.sweep else read_environment(os.environ)
         runs = expand(groups, os.environ)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        fail(parser, error)
     failed = sweep(runs, os.environ, dry_run)
     if failed:
         print(f"main.sh: failed: {' '.join(failed)}", file=sys.stderr)

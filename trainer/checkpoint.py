@@ -11,6 +11,7 @@ from methods import Method
 from models import SegmentationModel, build_model
 
 # Reading belongs to models/, which needs no trainer; the trainer takes reading and writing from here.
+from models.saved import RERUN as RERUN
 from models.saved import digest as digest
 from models.saved import load_checkpoint as load_checkpoint
 from models.saved import load_saved as load_saved

@@ -1,7 +1,8 @@
 """What must hold before a run trains: config and machine, earlier results, images, the base step."""
 
+import hashlib
 import importlib.util
-import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,39 @@ from datasets.source import SegmentationDataset
 from datasets.tasks import Task, build_task
 from methods import METHODS
 from models import MODELS
-from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model
+from trainer.checkpoint import RERUN, checkpoint_path, load_checkpoint, restore_model
 from trainer.config import Config, describe_difference, differing_fields, with_defaults
 from trainer.data import resolve_class_order
 from utils.config.read import read_yaml
+from utils.console import check_environment
 from utils.distributed import Worker
+from utils.documents import load_json
+from utils.files import check_writable
+from utils.report.schema import load_results
 
+RUN_FOLDERS = (
+    "",
+    *("checkpoints", "confusion", "holdout_images", "image_ids", "memory", "panels", "plots", "tensorboard"),
+    "train_images",
+)
+RUN_FILES = (
+    *("config.yaml", "log.txt", "metrics.jsonl", "report.html", "results.csv", "results.json", "results.md"),
+    *("task.json", "wandb_id.txt", ".lock"),
+)
+"""What a run writes into its folder."""
+CLASS_FIELDS = ("class_names", "class_ids", "palette", "class_list")
+"""What a checkpoint says of its classes, in learning order, and of the data set's list of them."""
 SCORE_NAMES = {"softmax": "a softmax", "sigmoid": "sigmoids"}
 
 
 def check_config(config: Config, worker: Worker) -> None:
     """Raise ValueError with a line for everything that is known to be wrong before data are opened."""
     problems = []
-    try:
-        check_parallelism(config, worker)
-    except ValueError as error:
-        problems.append(str(error))
+    for check in (lambda: check_parallelism(config, worker), check_environment):
+        try:
+            check()
+        except ValueError as error:
+            problems.append(str(error))
     if config.logging.wandb is not None and importlib.util.find_spec("wandb") is None:
         problems.append(
             f"logging.wandb: '{config.logging.wandb}' needs the package wandb, which is not installed; "
@@ -65,13 +83,18 @@ def check_parallelism(config: Config, worker: Worker) -> None:
         raise ValueError("\n".join(problems))
 
 
-def check_run_dir(config: Config) -> None:
-    """Check what an earlier run of this name has left.
+def check_run_dir(config: Config) -> dict[str, Any]:
+    """Check what an earlier run of this name has left, and return what its last checkpoint says of its classes.
 
-    Raises ValueError where its config may give other results or its last checkpoint is damaged,
-    FileNotFoundError where a checkpoint is missing below a later one: what the later one was trained from would
-    not be known.
+    Raises ValueError where its config may give other results or its last checkpoint is damaged, or where files could
+    not be written; FileNotFoundError where a checkpoint is missing below a later one: what the later one was trained
+    from would not be known.
     """
+    for name in RUN_FOLDERS:
+        check_writable(config.run_dir / name)
+    wrong = next((config.run_dir / name for name in RUN_FILES if (config.run_dir / name).is_dir()), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong}: is a folder, where a run writes a file; move it, or choose another --log")
     # A step has at least one class, and masks of 8 bits know fewer than 256.
     saved = [step for step in range(256) if checkpoint_path(config.run_dir, step).exists()]
     if saved != list(range(len(saved))):
@@ -86,9 +109,66 @@ def check_run_dir(config: Config) -> None:
         _check_same_config(config, theirs)
     if saved:
         # Read even where only its step could use it: a damaged one is better found before training than after.
-        checkpoint = load_checkpoint(checkpoint_path(config.run_dir, saved[-1]))
+        path = checkpoint_path(config.run_dir, saved[-1])
+        checkpoint = load_checkpoint(path, remedy=RERUN)
         if theirs is None:
             _check_same_config(config, checkpoint["config"])
+        return {name: checkpoint.get(name) for name in CLASS_FIELDS} | {"path": str(path)}
+    return {}
+
+
+def digest_of_classes(dataset: SegmentationDataset) -> str:
+    """Return a digest of all classes of a data set, their ids and colours: what the pixels of its masks mean."""
+    return hashlib.sha256(repr((dataset.classes, dataset.palette)).encode()).hexdigest()[:16]
+
+
+def check_classes(config: Config, task: Task, dataset: SegmentationDataset, saved: dict[str, Any]) -> None:
+    """Raise ValueError where a run has begun with other classes, ids or colours than the data set has now.
+
+    saved: what `check_run_dir` returns of its last checkpoint.
+    """
+    ours: dict[str, Any] = {
+        "class_names": list(task.class_names),
+        "class_ids": list(task.class_ids),
+        "palette": [list(dataset.palette[i]) for i in task.class_ids],
+        "class_list": digest_of_classes(dataset),
+    }
+    path = config.run_dir / "task.json"
+    told = [(path, _read_classes(path))] if path.exists() else []
+    told += [(Path(saved["path"]), saved)] if saved else []
+    for source, theirs in told:
+        for name in CLASS_FIELDS:
+            found = theirs.get(name)
+            expected = ours[name][: len(found)] if isinstance(found, list) else ours[name]
+            if found is not None and found != expected:
+                what = f"{name}: {_first_difference(found, expected)}, there → here"
+                if name == "class_list":
+                    what = "the data set's list of classes, in one that the task leaves out"
+                raise ValueError(
+                    f"{source}: the run in {config.run_dir} has begun with other classes ({what}); bring back the "
+                    "classes that it began with, or choose another --log"
+                )
+
+
+def _read_classes(path: Path) -> dict[str, Any]:
+    """What task.json says of the classes, by the names that checkpoints have for it."""
+    content = load_json(path)
+    try:
+        names = [name for step in content["steps"] for name in step]
+        colours = [content["colours"][name] for name in names]
+        palette = [list(bytes.fromhex(colour.removeprefix("#"))) for colour in colours]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: not the task of a run; delete it and rerun") from error
+    more = {name: content.get(name) for name in ("class_ids", "class_list")}
+    return {"class_names": names, "palette": palette, **more}
+
+
+def _first_difference(theirs: Any, ours: Any) -> str:
+    """The first entry in which two lists differ; of anything else both."""
+    if not (isinstance(theirs, list) and isinstance(ours, list)):
+        return f"{theirs} → {ours}"
+    pairs = zip_longest(theirs, ours)
+    return next(f"{a} → {b} at {i}" for i, (a, b) in enumerate(pairs) if a != b)
 
 
 def _check_same_config(config: Config, theirs: dict[str, Any]) -> None:
@@ -139,11 +219,10 @@ def finished_steps(config: Config, task: Task) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        entries = list(json.loads(path.read_text(encoding="utf-8"))["steps"])
-    except (ValueError, KeyError, TypeError) as error:
+        entries = list(load_results(path)["steps"])
+    except ValueError as error:
         raise ValueError(
-            f"{path}: not the results of a run ({type(error).__name__}: {error}); delete it, and the steps that have "
-            "checkpoints are evaluated again"
+            f"{error}; delete it, and the steps that have checkpoints are evaluated again"
         ) from error
     saved = [checkpoint_path(config.run_dir, step.index).exists() for step in task.steps]
     return entries[: saved.index(False)] if False in saved else entries

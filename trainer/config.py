@@ -5,13 +5,12 @@ chosen by name.
 """
 
 import math
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import Field, StrictInt, ValidationError, field_validator
+from pydantic import AfterValidator, Field, StrictInt, ValidationError, field_validator
 
 from datasets import DATASETS
 from datasets.config import DataConfig
@@ -21,6 +20,7 @@ from utils.config.fields import differing_fields as compare
 from utils.config.fields import mentions, merge, without
 from utils.config.read import apply_overrides, describe_errors, name_in, read_yaml
 from utils.config.section import Section, choice, choice_of
+from utils.config.values import check_folder_name, check_interval
 
 if TYPE_CHECKING:
     DataSection = DataConfig
@@ -60,17 +60,23 @@ INCREMENTAL_ONLY = (
 `base_step`."""
 
 
+MAX_COUNT = 10**6
+"""Of images, epochs and the like: beyond it, memory or years run out, not a run."""
+MAX_SIDE = 2**14
+"""Of a crop, in pixels."""
+
+
 class TrainConfig(Section):
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=MAX_COUNT)
     """Images an iteration, over all ranks and accumulated micro-batches."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1, le=MAX_COUNT)
     """Micro-batches that a rank's share of the batch is cut into, to save memory; the gradient is the same where
     BatchNorm is frozen, else its statistics are a micro-batch's."""
-    num_epochs: int = Field(ge=1)
+    num_epochs: int = Field(ge=1, le=MAX_COUNT)
     """Passes over a step's images."""
-    num_epochs_incremental: int | None = Field(None, ge=1)
+    num_epochs_incremental: int | None = Field(None, ge=1, le=MAX_COUNT)
     """The same for incremental steps, where it differs."""
-    crop_size: int = Field(ge=1)
+    crop_size: int = Field(ge=1, le=MAX_SIDE)
     """Side of the training crop and of the evaluation, in pixels."""
     min_scale: float = Field(0.5, gt=0)
     """Smallest random scale of a training image, 1 being its short side at the crop's."""
@@ -131,7 +137,7 @@ class EvaluateConfig(Section):
     mode: Literal["center_crop", "whole", "sliding"] = "center_crop"
     """What the model sees of an image: its centre, with the short side at the crop (the literature), all of it at once,
     or all of it in windows of the crop's size; the last two count at the label's own size."""
-    short_side: Literal["crop", "own"] | Annotated[int, Field(ge=1)] = "crop"
+    short_side: Literal["crop", "own"] | Annotated[int, Field(ge=1, le=MAX_SIDE)] = "crop"
     """Pixels to which an image's short side is scaled first: those of the crop, its own (not scaled), or a number;
     modes `whole` and `sliding` only."""
     stride: int | None = Field(None, ge=1)
@@ -139,11 +145,11 @@ class EvaluateConfig(Section):
     PSPNet and its successors have it. Probabilities are averaged where windows overlap."""
     flip: bool = False
     """Test-time augmentation: average the probabilities with those of the mirrored image."""
-    scales: list[Annotated[float, Field(gt=0)]] = Field([1.0], min_length=1)
+    scales: list[Annotated[float, Field(gt=0, le=100)]] = Field([1.0], min_length=1)
     """Test-time augmentation: average the probabilities over the image at these scales, 1 being as `mode` has it."""
     future: Literal["ignore", "background"] = "ignore"
     """What pixels of classes not yet learned count as."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, le=MAX_COUNT)
     """Images (`sliding`: windows) a forward pass, a rank; images of different sizes do not share one. The results
     depend on it by rounding at most."""
 
@@ -160,7 +166,7 @@ class DistributedConfig(Section):
 class LoggingConfig(Section):
     every: int = Field(10, ge=1)
     """Iterations between two entries of metrics.jsonl and TensorBoard."""
-    num_panels: int = Field(4, ge=0)
+    num_panels: int = Field(4, ge=0, le=1000)
     """Validation images shown after every step, always the same, in report.html and TensorBoard."""
     wandb: str | None = Field(None, min_length=1)
     """Project in Weights & Biases that curves and panels go to as well (pip install wandb); null writes none."""
@@ -179,9 +185,9 @@ class Config(Section):
     """Which images serve a step."""
     method: MethodSection = METHODS["mbs"].Options(name="mbs")
     """The method: its name, or a mapping of its name and fields."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of weights, order and augmentation."""
-    log: str = Field("", pattern=r"^([^/\\.][^/\\]*)?$")
+    log: Annotated[str, AfterValidator(check_folder_name)] = ""
     """Name of the run (`--log`): one folder name that starts with no dot; empty is the name of the config."""
     variant: str = ""
     """Name of the run's row in tables over many runs (`tools/summarize.py`); empty is the method's."""
@@ -204,20 +210,12 @@ class Config(Section):
     """Exemplar memory, for any method; the ids are in memory/step_{t}.txt of the run."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """The protocol of validation."""
-    save_every: int | str = "10m"
+    save_every: Annotated[int | str, AfterValidator(check_interval)] = "10m"
     """How often a step is saved on its way: iterations (500) or minutes ('10m')."""
     distributed: DistributedConfig = DistributedConfig()
     """What ranks do together."""
     logging: LoggingConfig = LoggingConfig()
     """What is written while a run trains."""
-
-    @field_validator("save_every")
-    @classmethod
-    def _save_every_is_a_length(cls, value: int | str) -> int | str:
-        is_length = value >= 1 if isinstance(value, int) else re.fullmatch(r"\d+(\.\d+)?m", value) is not None
-        if not is_length:
-            raise ValueError("expected a number of iterations, such as 500, or of minutes, such as 10m")
-        return value
 
     @field_validator("task", mode="before")
     @classmethod
@@ -261,7 +259,8 @@ def make_config(
 ) -> Config:
     """`load_config` of values that a file `path`, such as a checkpoint, holds; overrides are set in `values`."""
     overridden, problems = apply_overrides(Config, values, overrides)
-    values["log"] = log or values.get("log") or path.stem
+    if log or values.get("log") in (None, ""):
+        values["log"] = log or path.stem
     method = METHODS.get(name_in(Config, values, "method"))
     values, wrong = merge(method.defaults if method else {}, values), set()
     try:

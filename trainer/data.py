@@ -9,10 +9,11 @@ from datasets.class_index import index_classes
 from datasets.file_dataset import FileDataset, check_libraries
 from datasets.memory import select_memories
 from datasets.source import SegmentationDataset
-from datasets.tasks import Task
+from datasets.tasks import IGNORE_INDEX, Task
 from datasets.transforms import EvaluateTransform
 from datasets.unreadable import Unreadable
 from trainer.config import Config
+from utils.errors import explain
 
 
 def open_split(config: Config, split: str, problems: list[str] | None = None) -> SegmentationDataset:
@@ -28,7 +29,7 @@ def open_splits(config: Config) -> tuple[SegmentationDataset, SegmentationDatase
             opened.append(open_split(config, split))
         except (ValueError, OSError) as error:
             errors.append(error)
-    told = list(dict.fromkeys(str(error) for error in errors))
+    told = list(dict.fromkeys(explain(error) for error in errors))
     if len(told) > 1:
         raise ValueError("\n".join(told))
     if errors:
@@ -62,7 +63,7 @@ def resolve_class_order(config: Config) -> list[int] | None:
 def index_splits(
     config: Config, train: SegmentationDataset, val: SegmentationDataset
 ) -> tuple[Mapping[str, frozenset[int]], tuple[str, ...]]:
-    """Return the classes that every training image shows, and messages about images that are left out.
+    """Return the classes that every training image shows, and remarks, such as about images that are left out.
 
     The files of both splits are checked on the way. Images are left out where `data.on_error` is skip; otherwise raises
     DataError naming them.
@@ -70,7 +71,7 @@ def index_splits(
     if not (isinstance(train, FileDataset) and isinstance(val, FileDataset)):
         return {i: frozenset(np.unique(train.read_label(i)).tolist()) for i in train.ids}, ()
     check_libraries()
-    data, left_out = config.data, []
+    data, remarks = config.data, []
     for dataset in (val, train):
         where = f"{dataset.name} {dataset.split}"
         unreadable = Unreadable(data.on_error, data.max_skipped, len(dataset.ids), where)
@@ -78,8 +79,12 @@ def index_splits(
             dataset, config.output_dir / "class_index", data.num_workers, unreadable=unreadable
         )
         if unreadable.problems:
-            left_out.append(unreadable.describe())
-    return index, tuple(left_out)
+            remarks.append(unreadable.describe())
+        if not any(index.values()):
+            remarks.append(
+                f"{where}: every pixel of every mask is {IGNORE_INDEX}, ignored; no score can come of it"
+            )
+    return index, tuple(remarks)
 
 
 def choose_memories(

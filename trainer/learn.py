@@ -13,6 +13,7 @@ from models import SegmentationModel
 from models.backbone import convert_to_sync_batch_norm
 from trainer.best_weights import best_weights
 from trainer.checkpoint import (
+    RERUN,
     checkpoint_path,
     load_checkpoint,
     restore_method,
@@ -20,7 +21,7 @@ from trainer.checkpoint import (
     save,
     save_checkpoint,
 )
-from trainer.checks import uses_sync_batch_norm
+from trainer.checks import digest_of_classes, uses_sync_batch_norm
 from trainer.config import TrainConfig
 from trainer.iteration import Learner
 from trainer.looks import StepLooks
@@ -104,7 +105,7 @@ def start_step(session: Session, step: Step) -> Learner:
         network.to(worker.device)
         method.modules = network.parts
     else:
-        checkpoint = load_checkpoint(checkpoint_path(session.run_dir, step.index - 1))
+        checkpoint = load_checkpoint(checkpoint_path(session.run_dir, step.index - 1), remedy=RERUN)
         model = restore_model(config, checkpoint, worker.device)
         method.modules = make_parts(method, config)
         restore_method(method, checkpoint, worker.device)
@@ -197,5 +198,7 @@ def describe_checkpoint(plan: Plan, step: Step, num_classes: list[int]) -> dict[
         "num_classes": num_classes,
         "class_names": list(plan.task.class_names[: step.num_classes]),
         "palette": [list(plan.train.palette[i]) for i in plan.task.class_ids[: step.num_classes]],
+        "class_ids": list(plan.task.class_ids[: step.num_classes]),
+        "class_list": digest_of_classes(plan.train),
         "config": plan.config.model_dump(mode="json"),
     }

@@ -14,6 +14,7 @@ from methods import method_of_step
 from trainer.checkpoint import checkpoint_path, new_model
 from trainer.checks import (
     check_base,
+    check_classes,
     check_config,
     check_images,
     check_run_dir,
@@ -56,7 +57,8 @@ class Plan:
     image_ids: the training images of every step, its memory's last; memory_ids: those of them that are in memory,
     also where they serve the step itself; holdout_ids: those held out of them; split_sizes: images that every
     step would have, by setting; finished: the entries of results.json of finished steps; base_network: what step 0
-    trains, as it starts, where that is still to come; left_out: messages about images that cannot be read.
+    trains, as it starts, where that is still to come; remarks: what is unusual about the data and the task, such as
+    images that cannot be read.
     """
 
     config: Config
@@ -69,7 +71,7 @@ class Plan:
     split_sizes: dict[str, list[int]]
     finished: list[dict[str, Any]]
     base_network: Network | None
-    left_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def evaluation(self) -> Evaluation:
@@ -110,10 +112,11 @@ def prepare(config: Config, worker: Worker) -> Plan:
     Raises ValueError or OSError naming what is wrong; nothing has been written to the run's folder then.
     """
     check_config(config, worker)
-    worker.main_only(lambda: check_run_dir(config))
+    saved = worker.main_only(lambda: check_run_dir(config))
     train, val = open_splits(config)
     task = build_task(config.task, train.classes, resolve_class_order(config))
-    image_classes, left_out = worker.main_only(lambda: index_splits(config, train, val))
+    worker.main_only(lambda: check_classes(config, task, train, saved))
+    image_classes, remarks = worker.main_only(lambda: index_splits(config, train, val))
     selected = [
         split_holdout(
             select_training_images(image_classes, task, step, config.setting, config.data.train_on),
@@ -157,7 +160,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
         split_sizes=split_sizes,
         finished=finished,
         base_network=base_network,
-        left_out=left_out,
+        remarks=(*remarks, *task.remarks),
     )
 
 
@@ -178,7 +181,7 @@ def describe(plan: Plan, worker: Worker) -> str:
     model = plan.base_network.model if plan.base_network else new_model(config, [task.steps[0].num_new])
     lines = [
         config.to_yaml(),
-        *plan.left_out,
+        *plan.remarks,
         f"{'step':>4}  {'train':>6}  {'held out':>8}  {'val':>6}  {'iterations':>10}  {'parameters':>11}  new classes",
     ]
     for step in task.steps:

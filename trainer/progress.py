@@ -14,11 +14,16 @@ from methods import Method
 from trainer.checkpoint import load_saved, save
 from trainer.session import Session
 from utils.distributed import Worker
+from utils.errors import RunError
 from utils.logging import RunLog
 from utils.signals import name_of
 
 KEPT = 2
 """Mid-step saves that stay: the last, and the one before it in case that is damaged."""
+
+
+class ProgressError(RunError, ValueError):
+    """No mid-step save of a step can be gone on from."""
 
 
 class Stateful(Protocol):
@@ -39,8 +44,14 @@ def capture(changing: Mapping[str, Stateful], num_done: int, worker: Worker) -> 
 
 def restore(changing: Mapping[str, Stateful], state: dict[str, Any], worker: Worker) -> None:
     """Put everything where `capture` found it."""
-    for name, item in changing.items():
-        item.load_state_dict(state["changing"][name])
+    try:
+        for name, item in changing.items():
+            item.load_state_dict(state["changing"][name])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ProgressError(
+            f"the mid-step save is of another step or run ({reason}); delete the run's checkpoints/*.iteration_*.pth"
+        ) from error
     # With another number of ranks than before a run goes on, if not bit for bit.
     set_random_state(state["random"][min(worker.rank, len(state["random"]) - 1)], worker)
 
@@ -70,11 +81,11 @@ def load_progress(run_dir: Path, step: int, log: RunLog) -> dict[str, Any] | Non
     paths = progress_paths(run_dir, step)
     for path in paths:
         try:
-            return load_saved(path)
+            return load_saved(path, remedy="delete it")
         except ValueError as error:
             log.info(f"warning: {error}")
     if paths:
-        raise ValueError(
+        raise ProgressError(
             f"{paths[0].parent}: all mid-step saves of step {step} are damaged ({', '.join(p.name for p in paths)}); "
             "delete them to start the step anew"
         )

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 
 from datasets.tasks import Step
-from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model
-from trainer.checks import ids_path, list_ids, uses_sync_batch_norm
+from trainer.checkpoint import RERUN, checkpoint_path, load_checkpoint, restore_model
+from trainer.checks import digest_of_classes, ids_path, list_ids, uses_sync_batch_norm
 from trainer.learn import learn
 from trainer.panels import draw_panels
 from trainer.plan import Plan
@@ -21,6 +21,7 @@ from trainer.session import Session
 from trainer.validation import score_on_holdout, validate
 from utils.config.fields import flatten
 from utils.distributed import Worker
+from utils.errors import explain
 from utils.files import write_atomic
 from utils.lock import lock
 from utils.logging import RunLog
@@ -97,6 +98,8 @@ def describe_run(session: Session) -> None:
             task.name,
             [task.new_class_names(step) for step in task.steps],
             dict(zip(task.class_names, colours, strict=True)),
+            class_ids=list(task.class_ids),
+            class_list=digest_of_classes(plan.train),
         )
     log.info(
         f"{run_dir}: {config.method.name} on {config.data.name} {task.name} ({config.setting}), "
@@ -104,7 +107,7 @@ def describe_run(session: Session) -> None:
     )
     if config.train.sync_bn and worker.world_size > 1 and not uses_sync_batch_norm(config, worker):
         log.info("train.sync_bn: CPUs have no SyncBN; every rank takes BatchNorm statistics of its own share")
-    for message in plan.left_out:
+    for message in plan.remarks:
         log.info(message)
 
 
@@ -114,14 +117,14 @@ def draw_report(run_dir: Path, log: RunLog) -> None:
         write_html_report(run_dir)
     except (OSError, ValueError) as error:
         log.info(
-            f"warning: report.html was not written ({error}); python -m tools.report {run_dir} tries again"
+            f"warning: report.html was not written ({explain(error)}); python -m tools.report {run_dir} tries again"
         )
 
 
 def assess(session: Session, step: Step, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Evaluate the checkpoint of a step on all validation images and return its entry of results.json."""
     plan, config, worker, log = session.plan, session.config, session.worker, session.log
-    checkpoint = load_checkpoint(checkpoint_path(config.run_dir, step.index))
+    checkpoint = load_checkpoint(checkpoint_path(config.run_dir, step.index), remedy=RERUN)
     model = restore_model(config, checkpoint, worker.device).eval()
     validation = validate(plan.evaluation, step, model, worker)
     if validation.unreadable.problems:

@@ -134,8 +134,8 @@ def prepare_for_training(model: SegmentationModel, step: Step, train: TrainConfi
 
 def check_weights(network: nn.Module, step: Step) -> None:
     """Raise NonFiniteLossError where the last update, which no later loss has seen, broke the weights."""
-    for name, parameter in network.named_parameters():
-        if not parameter.isfinite().all():
+    for name, value in network.state_dict().items():
+        if not value.isfinite().all():
             raise NonFiniteLossError(
                 f"step {step.index}, last iteration: the weights {name} are not finite; nothing of this step was "
                 "saved. Lower the learning rate or set train.clip_grad_norm"

@@ -1,9 +1,12 @@
 """What the command lines have in common; imports nothing heavy, so that --help is there at once."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from utils.errors import explain
 
 
 def new_parser(command: str, description: str | None, examples: str) -> argparse.ArgumentParser:
@@ -27,7 +30,11 @@ def help_texts(description: str | None, examples: str) -> dict[str, Any]:
 def add_config(group: argparse._ArgumentGroup, required: bool = True) -> None:
     """Add --config and --set."""
     group.add_argument(
-        "--config", type=Path, required=required, metavar="FILE", help="YAML file, such as configs/demo.yaml"
+        "--config",
+        type=to_path,
+        required=required,
+        metavar="FILE",
+        help="YAML file, such as configs/demo.yaml",
     )
     add_set(group)
 
@@ -56,7 +63,22 @@ def add_device(group: argparse._ArgumentGroup, default: str = "auto") -> None:
 
 def add_checkpoint(group: argparse._ArgumentGroup) -> None:
     """Add the positional CHECKPOINT."""
-    group.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="RUN/checkpoints/step_N.pth")
+    group.add_argument("checkpoint", type=to_path, metavar="CHECKPOINT", help="RUN/checkpoints/step_N.pth")
+
+
+def add_overwrite(group: argparse._ArgumentGroup) -> None:
+    """Add --overwrite."""
+    group.add_argument("--overwrite", action="store_true", help="replace what is there of an earlier call")
+
+
+def to_path(text: str) -> Path:
+    """Read a path; `~` is the home folder, which shells leave as it is in --option=~/folder."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser fails for a user who is not there
+
+
+def fail(parser: argparse.ArgumentParser, error: Exception) -> NoReturn:
+    """End a program with exit code 2 and what its user is told of an error."""
+    parser.exit(2, f"error: {explain(error)}\n")
 
 
 def finish(parser: argparse.ArgumentParser, run: Callable[[], list[str]], left_out: str) -> int:
@@ -67,7 +89,7 @@ def finish(parser: argparse.ArgumentParser, run: Callable[[], list[str]], left_o
     try:
         problems = run()
     except (ValueError, OSError, ImportError) as error:
-        parser.exit(2, f"error: {error}\n")
+        fail(parser, error)
     if problems:
         parser.exit(2, "\n".join([f"error: {len(problems)} images {left_out}:", *problems]) + "\n")
     return 0

@@ -1,5 +1,6 @@
 """The one progress bar of this code: redrawn on a terminal, and elsewhere a plain line every so often."""
 
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -11,6 +12,17 @@ from utils.units import format_duration
 
 SECONDS_BETWEEN_LINES = 30.0
 """Where nobody watches; TQDM_MININTERVAL, tqdm's own variable of the environment, says otherwise."""
+
+
+def check_environment() -> None:
+    """Raise ValueError for a TQDM_MININTERVAL that is no number, over which a bar would end in mid-training."""
+    given = os.environ.get("TQDM_MININTERVAL")
+    try:
+        is_number = math.isfinite(float(given or 0))
+    except ValueError:
+        is_number = False
+    if not is_number:
+        raise ValueError(f"TQDM_MININTERVAL: found {given!r} in the environment; give seconds, or unset it")
 
 
 class _Lines(tqdm):
@@ -62,6 +74,7 @@ def progress_bar(
     On a terminal it follows the width of the window; in a pipe, a file or a dumb terminal it is a line every
     SECONDS_BETWEEN_LINES and one at the end. It has no colours, so `NO_COLOR` asks nothing of it.
     """
+    check_environment()
     is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     kind = tqdm if is_terminal else _Lines
     return kind(

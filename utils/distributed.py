@@ -86,22 +86,47 @@ class Worker:
 def find_worker(device: str) -> Worker:
     """Return the process that a launcher (torchrun) describes in the environment, before it joins the others.
 
-    device: 'auto' (a GPU where there is one), 'cpu' or 'cuda'. Raises ValueError for cuda without a GPU.
+    device: 'auto' (a GPU where there is one), 'cpu' or 'cuda'. Raises ValueError for cuda without a GPU, and for
+    variables that no launcher sets so.
     """
+    numbers = {name: _number_of(name) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "WORLD_SIZE")}
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch sees no GPU here; use --device cpu or auto")
     use_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    local_rank, local_size = numbers["LOCAL_RANK"] or 0, numbers["LOCAL_WORLD_SIZE"] or 1
     if use_gpu and local_size > torch.cuda.device_count():
         raise ValueError(
             f"--nproc_per_node: {local_size} processes, but {torch.cuda.device_count()} GPUs on this machine; "
             "start at most one process a GPU"
         )
+    if use_gpu and local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"LOCAL_RANK: {local_rank} in the environment, but {torch.cuda.device_count()} GPUs on this machine, "
+            "counted from 0; start at most one process a GPU"
+        )
     target = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    rank, world_size = numbers["RANK"], numbers["WORLD_SIZE"]
+    if rank is None or world_size is None:
         return Worker(target)
-    return Worker(target, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    if rank >= world_size:
+        raise ValueError(
+            f"RANK, WORLD_SIZE: {rank} of {world_size} in the environment; ranks count from 0 to WORLD_SIZE - 1; start "
+            "the processes with torchrun"
+        )
+    return Worker(target, rank, world_size)
+
+
+def _number_of(variable: str) -> int | None:
+    """What a launcher says in a variable of the environment; None where it says nothing."""
+    text = os.environ.get(variable)
+    if text is None:
+        return None
+    if not text.isdecimal() or (int(text) == 0 and variable.endswith("SIZE")):
+        raise ValueError(
+            f"{variable}: found {text!r} in the environment, where a launcher (torchrun) writes a number of processes; "
+            "unset it, or start with torchrun"
+        )
+    return int(text)
 
 
 class RankLostError(RunError, RuntimeError):
@@ -126,7 +151,7 @@ def process_group(device: str, timeout: float = 1800) -> Iterator[Worker]:
     # Tensors on the CPU travel through gloo in any case.
     backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
     patience = timedelta(seconds=timeout)
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
+    store, rank, world_size = _meet(patience)
     # A launcher that restarts the ranks may keep the store, with the addresses of those that died.
     store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group(
@@ -144,6 +169,22 @@ def process_group(device: str, timeout: float = 1800) -> Iterator[Worker]:
             raise RankLostError(_name_lost_ranks(store, worker, timeout)) from error
         raise
     dist.destroy_process_group()
+
+
+def _meet(patience: timedelta) -> tuple[dist.Store, int, int]:
+    """Return the store that all ranks share, this rank, and how many there are; raises ValueError."""
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
+    except (dist.DistError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0][:200]
+        if "EADDRINUSE" in reason or "address already in use" in reason.lower():
+            reason = "another program uses this port"
+        raise ValueError(
+            f"MASTER_ADDR, MASTER_PORT: the ranks cannot meet at {place} ({reason}); set a free port (torchrun "
+            "--master_port), and the address of the machine of rank 0"
+        ) from error
+    return store, rank, world_size
 
 
 def _name_lost_ranks(store: dist.Store, worker: Worker, timeout: float) -> str:

@@ -1,16 +1,24 @@
 """Images in files: types of arrays and colours, masks decoded, and what is said of files that cannot be."""
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from utils.errors import DataError
+from utils.errors import DataError, explain
+from utils.files import require_regular
 
 UInt8Array = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
+
+MAX_PIXELS = 178_956_970
+"""Pillow's own limit: a file of one megabyte can hold gigabytes of equal pixels."""
+# Beyond twice as many Pillow raises; what is between is told here, not by its warning.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises over files that it cannot decode."""
@@ -27,6 +35,7 @@ def make_palette(num_classes: int) -> tuple[Colour, ...]:
 
 def read_bytes(path: Path) -> bytes:
     """All of a file; an OSError names it."""
+    require_regular(path)
     try:
         return path.read_bytes()
     except OSError as error:
@@ -45,13 +54,24 @@ def open_mask(path: Path, in_colour: bool = False) -> Image.Image:
     try:
         # Not OpenCV's decoder, which turns a palette into colours.
         with Image.open(io.BytesIO(content)) as image:
-            problem = describe_mask_format(image, in_colour)
+            problem = describe_too_large(image.size) or describe_mask_format(image, in_colour)
             if problem is None:
                 image.load()
                 return image
     except UNDECODABLE as error:
         raise DataError(describe_undecodable(path, "a mask", error)) from error
     raise DataError(f"{path}: {problem}")
+
+
+def describe_too_large(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> str | None:
+    """What is said of an image of this (width, height) that has more pixels than are read; None for the others."""
+    width, height = size
+    if width * height <= max_pixels:
+        return None
+    return (
+        f"{width}x{height} are {width * height / 1e6:.0f} million pixels, and {max_pixels / 1e6:.0f} million are read "
+        "at most; cut it into tiles, its mask alike, or scale both down"
+    )
 
 
 def describe_mask_format(image: ImageFile.ImageFile, in_colour: bool = False) -> str | None:
@@ -83,6 +103,10 @@ def describe_mask_format(image: ImageFile.ImageFile, in_colour: bool = False) ->
 def describe_undecodable(path: Path | str, what: str, error: Exception) -> str:
     """The error for a file ('a mask', 'an image') over which Pillow raised one of UNDECODABLE."""
     reason = " ".join(str(error).split())
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{path}: {reason}; cut it into tiles, its mask alike, or scale both down"
+    if isinstance(error, OSError) and error.errno is not None:
+        return explain(error)
     if isinstance(error, UnidentifiedImageError):
         reason = "no format that it knows" if Path(path).stat().st_size else "the file is empty"
     return f"{path}: not {what} that Pillow can decode ({reason}); replace the file"

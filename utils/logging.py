@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from utils.console import progress_bar
+from utils.documents import DocumentError, parse_json
 from utils.errors import RunError
 from utils.files import write_atomic, writing
 
@@ -171,10 +172,10 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     lines, damaged = [], []
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
+            line = parse_json(text)
+        except DocumentError:
             line = None
-        if isinstance(line, dict) and {"step", "iteration"} <= line.keys():
+        if isinstance(line, dict) and all(isinstance(line.get(k), int) for k in ("step", "iteration")):
             lines.append(line)
         else:
             damaged.append(number)

@@ -52,9 +52,7 @@ def test_the_next_readable_image_of_the_step_stands_in_with_the_augmentation_of_
     assert "i3.png: not a mask" in second
     image, _, problems = dataset[(0, 7)]  # the step's last: the search begins anew
     assert torch.equal(image, StepDataset(source, ["i0"] * 8, IDENTITY, dataset.transform, 3, 1)[(0, 7)][0])
-    assert problems.endswith(
-        "i7.jpg: cannot be read (No such file or directory); restore the file or its rights"
-    )
+    assert problems.endswith("i7.jpg: no such file or folder; correct the path, or mend the link")
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -109,7 +107,8 @@ def test_raise_ends_at_the_first_batch_with_a_problem() -> None:
         (1, 0.01, False),
         (2, 0.01, True),
         (29, 0.29, False),
-        (100, 1.0, False),
+        (99, 1.0, False),
+        (100, 1.0, True),  # nothing is left to train on
     ],
 )
 def test_skip_ends_only_above_the_share_and_counts_an_image_once(

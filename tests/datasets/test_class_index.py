@@ -146,11 +146,11 @@ def test_splits_and_places_have_caches_of_their_own(root: Path, tmp_path: Path) 
         b"\xff\x00",
         b"[]",
         b"null",
-        b'{"version": 4}',
-        b'{"version": 4, "coding": "CODING", "masks": {"a": 3}}',
-        b'{"version": 4, "coding": "CODING", "masks": {"a": [1, [0]]}}',
-        b'{"version": 4, "coding": "CODING", "masks": {"a": [[1, 2, 3, 4], [9]]}}',
-        b'{"version": 4, "coding": "CODING", "masks": {"a": [[1, 2, 3, 4], [[]]]}}',
+        b'{"version": 5}',
+        b'{"version": 5, "coding": "CODING", "masks": {"a": 3}}',
+        b'{"version": 5, "coding": "CODING", "masks": {"a": [1, [0]]}}',
+        b'{"version": 5, "coding": "CODING", "masks": {"a": [[1, 2, 3, 4, 5, 6, 7, 8], [9]]}}',
+        b'{"version": 5, "coding": "CODING", "masks": {"a": [[1, 2, 3, 4, 5, 6, 7, 8], [[]]]}}',
     ],
 )
 def test_a_corrupt_cache_is_rebuilt_with_a_warning(

@@ -76,11 +76,14 @@ def test_the_list_that_the_documentation_shows_is_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "messages"),
     [
-        ("", ["Input should be a valid list, found None", "expected a list of classes"]),
+        ("", ["Input should be a valid list, found nothing", "expected a list of classes"]),
         ("- [a\n", ["not valid YAML"]),
         ("- {name: background, name: x}\n", ["name: given twice, keep one"]),
         ("- road\n", ["entry 0: Input should be", "found 'road'"]),
-        ("- {name: no}\n", ["entry 0: name: Input should be a valid string, found False"]),
+        (
+            "- {name: no}\n",
+            ["string, found false (YAML reads a bare yes, no, on or off so; put a text in quotes)"],
+        ),
         ("- {name: background, colour: [0, 0, 0]}\n", ["entry 0: colour: Extra inputs are not permitted"]),
         (
             "- {name: background, color: [0, 0, 256]}\n",

@@ -185,8 +185,8 @@ def test_a_run_without_a_field_that_others_have_does_not_match(
     [
         ("seed", "x", "seed: expected a number, found 'x'"),
         ("task", ["a"], r"task: expected a text, found \['a'\]"),
-        ("class_names", "x", "class_names: expected a list of names"),
-        ("miou", float("nan"), "miou_all: expected a number or null, found nan"),
+        ("class_names", "x", "class_names: Input should be a valid list, found 'x'"),
+        ("miou", 17.0, r"steps\.1\.miou_all: .* less than or equal to 1, found 17\.0"),
     ],
 )
 def test_results_of_a_wrong_form_are_named(runs: list[str], field: str, value: Any, told: str) -> None:

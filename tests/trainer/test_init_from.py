@@ -66,7 +66,7 @@ def test_the_base_is_read_once_and_a_rerun_does_not_need_it(base: tuple[Config, 
             r"knows the classes background, ring, disc, but step 0 .* disc, ring",
         ),
         (["model.channels=16"], r"holds another model \(model: channels: 8 → 16, there → here\)"),
-        (["init_from=/no/such.pth"], r"/no/such\.pth: the checkpoint is missing"),
+        (["init_from=/no/such.pth"], r"/no/such\.pth: no such checkpoint"),
     ],
 )
 def test_a_base_that_does_not_fit_is_refused_before_training(

@@ -16,7 +16,9 @@ from tools.summary.runs import SCALARS, Run, make_run, read_run
 from trainer.config import MAY_DIFFER, differing_fields, foreign_fields, load_config, with_defaults
 from utils.config.fields import flatten, is_below
 from utils.config.read import read_yaml
-from utils.files import write_atomic
+from utils.documents import parse_json
+from utils.errors import explain
+from utils.files import require_regular, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,9 +44,10 @@ def read_table(path: Path) -> list[Run]:
 def enumerate_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield number and content of every line; raises ValueError naming file and line, OSError naming the file."""
     first_of: dict[str, int] = {}
+    require_regular(path)
     for number, text in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             if not isinstance(line, dict):
                 raise TypeError(f"expected a mapping, found {type(line).__name__}")
             name = line["name"]
@@ -62,7 +65,8 @@ def enumerate_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def describe(error: Exception) -> str:
     """Say what is wrong with a line."""
-    return f"not the line of a run ({type(error).__name__}: {error})"
+    reason = f"{error} is missing" if isinstance(error, KeyError) else explain(error)
+    return f"not the line of a run ({reason})"
 
 
 def add_lines(path: Path, lines: Sequence[Mapping[str, Any]], overwrite: bool) -> None:

@@ -1,13 +1,13 @@
 """Runs as tables over many of them see them: results, and every field that runs can be grouped by."""
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.config.fields import flatten
 from utils.config.read import read_yaml
+from utils.documents import load_json
+from utils.report.schema import check_results
 
 SCORES = {"miou_all": "all", "miou_old": "old", "miou_new": "new", "hiou": "hIoU"}
 COLUMNS = {
@@ -46,27 +46,26 @@ def read_run(folder: Path) -> Run:
     """Read a run's config and results, if it has any yet; raises ValueError or OSError naming the file."""
     config = read_yaml(folder / "config.yaml")
     path = folder / "results.json"
-    if not path.is_file():
+    if not path.exists():
         return Run(str(folder), {"steps": [], "class_names": []}, dict(flatten(config)))
+    content = load_json(path)
     try:
-        return make_run(str(folder), dict(flatten(config)), json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
+        return make_run(str(folder), dict(flatten(config)), content)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path}: not the results of a run ({reason})") from error
 
 
 def make_run(source: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> Run:
     """Return the run of a flat config and its results; raises ValueError, KeyError or TypeError for anything else."""
+    check_results(results)
     scalars = {name: results[name] for name in SCALARS}
     for name, value in scalars.items():
         if not isinstance(value, int if name == "seed" else str):
             raise TypeError(f"{name}: expected {'a number' if name == 'seed' else 'a text'}, found {value!r}")
     for step in results["steps"]:
-        len(step["per_class_iou"])
         for score in COLUMNS:
             score_of(step, score)
-    names = results["class_names"]
-    if not isinstance(names, list) or not names:
-        raise TypeError(f"class_names: expected a list of names, found {names!r}")
     variant = config.get("variant") or results["method"]
     options = {name: value for name, value in config.items() if name != "method.name"}
     return Run(source, results, options | scalars | {"variant": variant})
@@ -77,6 +76,4 @@ def score_of(step: Mapping[str, Any], score: str) -> float | None:
     value: Any = step
     for name in score.split("."):
         value = value[name]
-    if value is not None and not math.isfinite(float(value)):
-        raise ValueError(f"{score}: expected a number or null, found {value!r}")
     return value if value is None else float(value)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from tools.summary.groups import Row, best_rows
 from tools.summary.runs import COLUMNS
+from utils.report.tables import escape_markdown
 
 
 def format_cells(
@@ -33,15 +34,21 @@ def format_markdown(rows: Sequence[Row], group_by: Sequence[str]) -> str:
     """A Markdown table in percent."""
     header, *body = format_cells(rows, group_by, " ± ", "**{}**".format)
     rule = [":--"] * len(group_by) + ["--:"] * (len(header) - len(group_by))
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, rule, *body)]
+    cells = [[escape_markdown(cell) for cell in row] for row in (header, rule, *body)]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells) + "\n"
 
 
 def format_latex(rows: Sequence[Row], group_by: Sequence[str]) -> str:
     """A LaTeX tabular (booktabs) in percent."""
     header, *body = format_cells(rows, group_by, r" $\pm$ ", r"\textbf{{{}}}".format)
-    escape = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "–": "--"})
-    lines = [" & ".join(cell.translate(escape) for cell in row) + r" \\" for row in (header, *body)]
+    special = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"}
+    escape = str.maketrans(special | {c: rf"\{c}" for c in "_%&#${}"})
+    num_names = len(group_by)
+    rows_of_cells = [
+        [cell.translate(escape) if i < num_names else cell.replace("–", "--") for i, cell in enumerate(row)]
+        for row in (header, *body)
+    ]
+    lines = [" & ".join(row) + r" \\" for row in rows_of_cells]
     columns = "l" * len(group_by) + "r" * (len(header) - len(group_by))
     start = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule"]
     return "\n".join([*start, *lines[1:], r"\bottomrule", r"\end{tabular}"]) + "\n"

@@ -5,33 +5,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from utils.config.fields import set_field
 from utils.config.section import Section, choice_of, common_fields
-from utils.config.yaml_file import load_yaml, parse_yaml
+from utils.documents import MAX_DEPTH, DocumentError, load_yaml, parse_yaml
+
+MAX_SHOWN = 120
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file; raises FileNotFoundError or ValueError naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such config file")
-    values = load_yaml(path)
+    try:
+        values = load_yaml(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{path}: no such config file") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds {type(values).__name__}, expected a mapping of fields")
+        raise ValueError(f"{path}: holds {show(values)}, expected a mapping of fields")
     return values
 
 
 def parse_override(override: str) -> tuple[str, Any]:
     """Split `key.sub=value`; the value is read as YAML. Raises ValueError."""
     key, separator, text = override.partition("=")
+    told = override if len(override) <= MAX_SHOWN else f"{override[:MAX_SHOWN]} …"
     if not separator or not all(part.strip() for part in key.split(".")):
-        raise ValueError(f"--set {override}: expected key.sub=value")
+        raise ValueError(f"--set {told}: expected key.sub=value")
+    if key.count(".") > MAX_DEPTH:
+        raise ValueError(f"--set {key[:60]} …: names more than {MAX_DEPTH} sections in each other")
     try:
         return key.strip(), parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--set {override}: the value is not valid YAML: {error}") from error
+    except DocumentError as error:
+        raise ValueError(f"--set {told}: the value is not valid YAML: {error}") from error
 
 
 def apply_overrides(
@@ -152,15 +157,33 @@ def _describe(error: Any, schema: type[BaseModel], path: Path, overridden: Seque
     if choice is not None and error["type"] == "union_tag_not_found":
         if isinstance(error["input"], dict):
             return field, f"{source}: {field}.name: missing, has no default; known: {', '.join(choice.table)}"
-        found = "nothing" if error["input"] is None else repr(error["input"])
+        found = show(error["input"])
         return field, (
             f"{source}: {field}: expected a name, or a mapping with one, found {found}; "
             f"known: {', '.join(choice.table)}"
         )
     plain = {"model_type": "expected a mapping of fields", "path_type": "expected a path"}
     message = plain.get(error["type"], error["msg"].removeprefix("Value error, "))
-    found = "" if isinstance(error["input"], BaseModel) else f", found {error['input']!r}"
-    return field, f"{source}: {field + ': ' if field else ''}{message}{found}"
+    return field, f"{source}: {field + ': ' if field else ''}{message}{found_in(error)}"
+
+
+def found_in(error: Any) -> str:
+    """What pydantic has found where it says that something is wrong, as the end of a sentence."""
+    value, text = error["input"], show(error["input"])
+    if isinstance(value, bool) and error["type"] == "string_type":
+        text += " (YAML reads a bare yes, no, on or off so; put a text in quotes)"
+    return "" if isinstance(value, BaseModel) else f", found {text}"
+
+
+def show(value: Any) -> str:
+    """Return a value as its writer knows it, and not longer than a line."""
+    if value is None or isinstance(value, bool):
+        return "nothing" if value is None else str(value).lower()
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} … ({len(text)} characters)"
 
 
 def _describe_unknown(

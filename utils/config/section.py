@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
 from pydantic import (
@@ -14,6 +15,11 @@ from pydantic import (
     field_validator,
 )
 from pydantic.fields import FieldInfo
+
+from utils.config.values import check_path
+
+MAX_NUMBER = 10**12
+"""No field needs more, and what is larger does not fit where numbers go (random states, curves, memory)."""
 
 
 class Section(BaseModel):
@@ -38,6 +44,15 @@ class Section(BaseModel):
         if any(isinstance(item, bool) for item in items):
             raise ValueError("expected a list without true or false")
         return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _fits_the_machine(cls, value: object) -> object:
+        """Expands `~`; what no file system and no random state takes is told before it is tried."""
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, int | float) and abs(item) > MAX_NUMBER:
+                raise ValueError(f"expected a number of at most {MAX_NUMBER:.0e} in size")
+        return check_path(value) if isinstance(value, Path) else value
 
 
 class NamedSection(Section):

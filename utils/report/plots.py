@@ -76,7 +76,8 @@ def draw_miou_over_steps(results: Mapping[str, Any]) -> bytes:
     axes.set_ylabel("mIoU (%)")
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     _write_title(figure, results)
-    figure.legend(loc="outside right center")
+    if axes.lines:  # of masks that are all ignored there is no score
+        figure.legend(loc="outside right center")
     return _to_png(figure)
 
 

@@ -1,6 +1,5 @@
 """What a run's folder tells its report, of older runs and of damaged files as well."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from utils.documents import load_json
 from utils.images import make_palette
 from utils.logging import read_metrics
 from utils.report.run_files import load_confusion, to_hex
+from utils.report.schema import load_results
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,11 @@ class Task:
 def read_results(run_dir: Path) -> dict[str, Any]:
     """Return results.json; raises FileNotFoundError or ValueError naming it."""
     path = run_dir / "results.json"
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; a run has a report once its first step is finished")
-    try:
-        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not results["steps"]:
-            raise ValueError("no step is finished")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
+    results = load_results(path)
+    if not results["steps"]:
+        raise ValueError(f"{path}: no step is finished")
     return results
 
 
@@ -45,12 +43,13 @@ def read_task(run_dir: Path, results: Mapping[str, Any]) -> Task:
         to_come = names[sum(map(len, steps)) :]
         return Task([*steps, to_come] if to_come else steps, [to_hex(c) for c in make_palette(len(names))])
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Task(content["steps"], [content["colours"][name] for name in names])
+        content = load_json(path)
+        steps = [list(map(str, step)) for step in content["steps"]]
+        colours = [tuple(bytes.fromhex(content["colours"][name][1:])) for name in names]
+        return Task(steps, [to_hex((red, green, blue)) for red, green, blue in colours])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: not the task of this run ({type(error).__name__}: {error}); delete it and rerun"
-        ) from error
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path}: not the task of this run ({reason}); delete it and rerun") from error
 
 
 def read_confusions(

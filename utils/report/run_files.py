@@ -37,12 +37,14 @@ def write_task(
     name: str,
     steps: Sequence[Sequence[str]],
     colours: Mapping[str, tuple[int, int, int]],
+    **more: Any,
 ) -> None:
-    """Write task.json: the classes of every step, those to come included, and the colour of each class."""
+    """Write task.json: the classes of every step, those to come included, the colour of each class, and `more`."""
     task = {
         "task": name,
         "steps": [list(names) for names in steps],
         "colours": {name: to_hex(colour) for name, colour in colours.items()},
+        **more,
     }
     write_atomic(run_dir / "task.json", json.dumps(task, indent=2, ensure_ascii=False) + "\n")
 

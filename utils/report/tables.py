@@ -105,14 +105,26 @@ def format_markdown(results: Mapping[str, Any]) -> str:
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int = 2) -> str:
     """A table whose first `num_left` columns are aligned to the left, the others to the right."""
     rules = [":--" if column < num_left else "--:" for column in range(len(header))]
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (header, rules, *rows)]
+    escaped = [[escape_markdown(cell) for cell in row] for row in (header, rules, *rows)]
     return "\n".join("| " + " | ".join(row) + " |" for row in escaped)
+
+
+def escape_markdown(text: str) -> str:
+    """A cell's text as it is meant: no HTML, no end of the cell or the line."""
+    for character, escape in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|")):
+        text = text.replace(character, escape)
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """A text in which what a terminal or a page would obey is written out."""
+    return "".join(c if c.isprintable() or c in "\u200c\u200d" else ascii(c)[1:-1] for c in text)
 
 
 def _score_row(step: Mapping[str, Any], scores: Iterable[str]) -> list[str]:
     return [
         str(step["step"]),
-        _shorten(step["new_classes"]),
+        printable(_shorten(step["new_classes"])),
         *(_percent(step[score]) for score in scores),
     ]
 

@@ -97,7 +97,7 @@ def test_shapes_of_unwanted_labels_need_no_area(tmp_path: Path, capsys: pytest.C
         ({"shapes": [shape("pear", (1, 1), (2, 2))]}, "found a polygon of 2 points"),
         ({"shapes": [shape("pear", (1, 1), (2, 2), kind="mask")]}, "shape 0 ('pear'): not a mask"),
         ({"imageWidth": 9}, "drawn on an image of 9x6 (width x height), but "),
-        ({"imagePath": "gone.png"}, "gone.png: cannot be read (No such file or directory)"),
+        ({"imagePath": "gone.png"}, "gone.png: no such file or folder"),
     ],
 )
 def test_what_is_wrong_in_one_file_is_named_and_the_others_are_done(

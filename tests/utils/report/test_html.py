@@ -233,9 +233,9 @@ def test_a_matrix_of_other_classes_is_left_out(run_dir: Path) -> None:
     ("name", "content", "message"),
     [
         ("results.json", None, "no such file; a run has a report once its first step is finished"),
-        ("results.json", "{", "not the results of a run"),
-        ("results.json", '{"steps": []}', "no step is finished"),
-        ("results.json", '{"steps": [{"step": 0}]}', "not the files of a run"),
+        ("results.json", "{", "not valid JSON"),
+        ("results.json", '{"steps": [], "class_names": ["a"]}', "no step is finished"),
+        ("results.json", '{"steps": [{"step": 0}]}', "class_names: Field required; steps.0.per_class_iou"),
         ("task.json", '{"steps": []}', "not the task of this run"),
     ],
 )

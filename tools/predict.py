@@ -108,11 +108,16 @@ def _search(folder: Path) -> list[Path]:
 
 
 class Images(Dataset[tuple[Tensor, Tensor, str]]):
-    """Images as the model sees them (3,h,w) and as they are (H,W,3), uint8; and why one cannot be read, else ''."""
+    """Images as the model sees them (3,h,w) and as they are (H,W,3), uint8; and why one cannot be read, else ''.
 
-    def __init__(self, paths: Sequence[Path], short_side: int | None, max_pixels: int = MAX_PIXELS) -> None:
+    short_sides: images whose short side is outside this range are scaled to its nearer end; None scales none.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], short_sides: tuple[int, int] | None, max_pixels: int = MAX_PIXELS
+    ) -> None:
         self.paths = paths
-        self.short_side = short_side
+        self.short_sides = short_sides
         self.max_pixels = max_pixels
 
     def __len__(self) -> int:
@@ -134,8 +139,10 @@ class Images(Dataset[tuple[Tensor, Tensor, str]]):
             return torch.empty(0), torch.empty(0), problem
         shown = torch.from_numpy(np.ascontiguousarray(pixels))
         image = shown.permute(2, 0, 1)
-        if self.short_side is not None:
-            image = resize_short_side(image, self.short_side, InterpolationMode.BILINEAR)
+        own = min(image.shape[1:])
+        smallest, largest = self.short_sides or (own, own)
+        if not smallest <= own <= largest:
+            image = resize_short_side(image, min(max(own, smallest), largest), InterpolationMode.BILINEAR)
         return image.contiguous(), shown, ""
 
 
@@ -204,8 +211,8 @@ def run(args: argparse.Namespace) -> list[str]:
     images = find_images(args.inputs, args.output)
     check_libraries()
     names = list(images)
-    short_side = None if args.short_side == "own" else args.short_side or config.train.crop_size
-    dataset = Images(list(images.values()), short_side, args.max_pixels)
+    short_sides = find_short_sides(args.short_side, config, is_solved=model.closed_form is not None)
+    dataset = Images(list(images.values()), short_sides, args.max_pixels)
     palette = np.full((256, 3), IGNORED_COLOUR, dtype=np.uint8)
     palette[: len(info.palette)] = info.palette
     problems: list[str] = []
@@ -228,6 +235,22 @@ def run(args: argparse.Namespace) -> list[str]:
         write_predictions(args.output, args.checkpoint, info, entries)
     print(f"{args.output}: {len(entries)} of {len(dataset)} images, {len(info.class_names)} classes")
     return problems
+
+
+def find_short_sides(asked: int | str | None, config: Config, is_solved: bool) -> tuple[int, int] | None:
+    """Return the range of short sides that the model sees, None for images' own; asked: that of the command line.
+
+    By default as `evaluate.short_side` has it. Where that is the crop, images keep their own size between the crop and
+    the largest scale of training: larger objects are segmented better (docs/results.md). A solved model has seen no
+    other scale than the crop.
+    """
+    side = asked or config.evaluate.short_side
+    if side == "own":
+        return None
+    if isinstance(side, int):
+        return side, side
+    crop = config.train.crop_size
+    return crop, crop if is_solved else max(crop, round(crop * config.train.max_scale))
 
 
 def check_predictions(output: Path, overwrite: bool) -> None:
@@ -316,7 +339,8 @@ def make_parser() -> argparse.ArgumentParser:
         type=parse_side,
         metavar="PIXELS",
         help="scale an image's short side to this before the model sees it, 'own' not at all (with --mode sliding "
-        "for large images with small objects); default: the training crop, as in evaluation",
+        "for large images with small objects); default: as the checkpoint's evaluate.short_side has it, but from the "
+        "training crop up to the largest scale of training",
     )
     view.add_argument(
         "--confidence",

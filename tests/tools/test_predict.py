@@ -15,8 +15,8 @@ from datasets.file_dataset import read_image
 from datasets.shapes import ShapesDataset
 from datasets.transforms import resize_short_side
 from models import load_model
-from tests.support.cli import run_tool
-from tools.predict import OPACITY, adapt_config, find_images, main
+from tests.support.cli import run_tool, write_tiny_config
+from tools.predict import OPACITY, Images, adapt_config, find_images, find_short_sides, main
 from trainer.config import load_config
 from trainer.inference import predict, score_views
 
@@ -40,7 +40,8 @@ def checkpoint(run: Path) -> str:
 @pytest.mark.parametrize(
     ("options", "mode", "short_side"),
     [
-        (["--batch-size", "2"], "whole", 32),
+        (["--batch-size", "2"], "whole", None),  # between the crop, 32, and twice that, as training scales
+        (["--batch-size", "2", "--short-side", "32"], "whole", 32),
         (["--mode", "sliding", "--short-side", "own", "--batch-size", "2"], "sliding", None),
     ],
 )
@@ -73,6 +74,34 @@ def test_masks_are_what_the_model_says_at_the_images_own_size(
         np.testing.assert_array_equal(np.array(Image.open(output / entry["overlay"])), mixed.round())
 
 
+@pytest.mark.parametrize(
+    ("fields", "asked", "is_solved", "expected"),
+    [
+        ([], None, False, (32, 64)),
+        (["train.max_scale=1.5"], None, False, (32, 48)),
+        (["train.min_scale=0.5", "train.max_scale=0.5"], None, False, (32, 32)),
+        ([], None, True, (32, 32)),
+        ([], 40, False, (40, 40)),
+        ([], "own", True, None),
+        (["evaluate.mode=whole", "evaluate.short_side=own"], None, True, None),
+        (["evaluate.mode=whole", "evaluate.short_side=90"], None, False, (90, 90)),
+    ],
+)
+def test_images_keep_their_size_within_what_the_model_was_trained_at(
+    tmp_path: Path, fields: list[str], asked: int | str | None, is_solved: bool, expected: object
+) -> None:
+    config = load_config(write_tiny_config(tmp_path), fields)
+    assert find_short_sides(asked, config, is_solved) == expected
+
+
+def test_an_image_outside_the_range_is_scaled_to_its_nearer_end(tmp_path: Path) -> None:
+    sides = {"small": 10, "within": 40, "large": 90}
+    for name, side in sides.items():
+        Image.fromarray(np.zeros((side, 2 * side, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    dataset = Images([tmp_path / f"{name}.png" for name in sides], (20, 60))
+    assert [dataset[i][0].shape[1] for i in range(3)] == [20, 40, 60]
+
+
 def test_pixels_that_the_model_is_less_sure_of_than_asked_get_no_class(
     images: Path, finished_run: Path, tmp_path: Path
 ) -> None:
@@ -86,7 +115,8 @@ def test_pixels_that_the_model_is_less_sure_of_than_asked_get_no_class(
     scores = torch.nn.functional.interpolate(scores, size=pixels.shape[:2], mode="bilinear")
     probability, classes = scores.softmax(dim=1)[0].max(dim=0)
     middle = float(probability.median())
-    assert main([*arguments, "--device", "cpu", "--confidence", str(middle)]) == 0
+    view = ["--short-side", "32", "--confidence", str(middle)]
+    assert main([*arguments, "--device", "cpu", *view]) == 0
     found = np.array(Image.open(output / "masks" / "a.png"))
     expected = classes.masked_fill(probability < middle, 255).numpy()
     assert (found != expected).mean() < 0.01  # pixels on the border of what is sure

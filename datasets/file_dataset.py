@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +99,30 @@ def read_image(path: Path) -> UInt8Array:
         image: UInt8Array = mmcv.imfrombytes(content, channel_order="rgb")
     except cv2.error as error:
         raise DataError(f"{path}: not an image that OpenCV can decode; replace the file") from error
+    return image
+
+
+def read_sound_image(path: Path) -> UInt8Array:
+    """What `read_image` gives, with libjpeg's warnings of damaged data as errors: it shows grey or noise there."""
+    # OpenCV passes these warnings on nowhere but on the process's stderr.
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as said:
+            os.dup2(said.fileno(), 2)
+            try:
+                image = read_image(path)
+            finally:
+                os.dup2(kept, 2)
+            said.seek(0)
+            lines = said.read().decode(errors="replace").splitlines()
+    finally:
+        os.close(kept)
+    warnings = [line.strip() for line in lines if "JPEG" in line]
+    if warnings:
+        raise DataError(
+            f"{path}: the JPEG is damaged ({warnings[0]}); a part of it shows grey or noise: replace the file"
+        )
     return image
 
 

@@ -31,29 +31,30 @@ def name_samples(found: Mapping[str, Annotations]) -> tuple[dict[str, list[Sampl
             split: [sample._replace(image_id=f"{split}_{sample.image_id}") for sample in samples]
             for split, samples in splits.items()
         }
+    drawn = [
+        (split, sample) for split, samples in splits.items() for sample in samples if sample.draw is not None
+    ]
     by_id, by_file = defaultdict(list), defaultdict(list)
-    for split, samples in splits.items():
-        for sample in samples:
-            by_id[sample.image_id].append(sample)
-            if sample.draw is not None:
-                by_file[sample.image.resolve()].append((split, sample))
+    for split, sample in drawn:
+        by_id[sample.image_id].append(sample)
+        by_file[sample.image.resolve()].append((split, sample))
 
     def problems_of(sample: Sample) -> tuple[str, ...]:
-        same_id = [
-            other for other in by_id[sample.image_id] if other is not sample and other.draw is not None
-        ]
         if sample.draw is None:
             return sample.problems
-        problems = [*sample.problems]
-        if same_id and same_id[0].image != sample.image:
-            text = f"shares the id {sample.image_id!r} with {same_id[0].image}; rename one of them"
-            problems.append(f"{sample.image}: {text}")
-        in_splits = {split for split, _ in by_file[sample.image.resolve()]}
-        if len(in_splits) > 1:
-            problems.append(f"{sample.image}: is in train and in val; leave it out of one")
-        elif len(by_file[sample.image.resolve()]) > 1 and not any("names the image" in p for p in problems):
+        problems, same_file = [*sample.problems], by_file[sample.image.resolve()]
+        others = [other for other in by_id[sample.image_id] if other.image != sample.image]
+        if others:
             problems.append(
-                f"{sample.sources[0]}: names the image {sample.image} more than once; every image is one"
+                f"{sample.image}: shares the id {sample.image_id!r} with {others[0].image}; rename one of them"
+            )
+        if len({split for split, _ in same_file}) > 1:
+            problems.append(f"{sample.image}: is in train and in val; leave it out of one")
+        elif len(same_file) > 1:
+            other = next(other for _, other in same_file if other is not sample)
+            also = "twice" if other.sources == sample.sources else f"as {other.sources[-1]} does"
+            problems.append(
+                f"{sample.sources[-1]}: names the image {sample.image}, {also}; annotate an image once"
             )
         return (*problems,)
 
@@ -168,7 +169,12 @@ def find_colours(found: Mapping[str, Annotations], classes: Sequence[str]) -> li
 
 def find_unused(found: Mapping[str, Annotations], output: Path) -> list[str]:
     """What is to be said of images that lie where a source's images do, and that no annotation names."""
-    used = {sample.image.resolve() for annotations in found.values() for sample in annotations.samples}
+    used = {
+        path.resolve()
+        for annotations in found.values()
+        for sample in annotations.samples
+        for path in (sample.image, *sample.sources)
+    }
     folders = dict.fromkeys(annotations.folder for annotations in found.values())
     unused = {
         path.resolve(): path

@@ -19,8 +19,7 @@ from tools.prepare.checked import (
 from tools.prepare.coco_instances import Annotation, read_shapes
 from tools.prepare.coco_panoptic import Panoptic, read_panoptic
 from tools.prepare.coco_tables import Entry, Image, id_in_table
-from tools.prepare.files import find_below, make_id
-from tools.prepare.samples import Annotations, Format, Sample, count_names, draw_shapes
+from tools.prepare.samples import Annotations, Format, Sample, count_names, draw_shapes, make_sample
 from utils.errors import DataError
 
 
@@ -162,17 +161,10 @@ def _check_annotation_ids(file: Path, images: Sequence[Image]) -> None:
 def _make_sample(
     file: Path, image: Image, folder: Path, allow_outside: bool, sources: tuple[Path, ...], draw: Any
 ) -> Sample:
-    try:
-        path = find_below(folder, image.name, folder, allow_outside)
-        image_id = make_id(Path(image.name))
-    except ValueError as error:
-        if image.entry is not None:
-            image.problems.append(f"{file}: image {image.entry.id}: {error}")
-        return Sample(image.name, folder / "-", (file,), None, problems=(*image.problems,))
     if image.entry is None:
-        return Sample(image_id, path, sources, None, problems=(*image.problems,))
+        return Sample(image.name, folder, (file,), None, problems=(*image.problems,))
     stated = image.entry.width, image.entry.height
-    return Sample(image_id, path, sources, draw, stated, (*image.problems,))
+    return make_sample(file, image.name, folder, allow_outside, draw, image.problems, stated, sources)
 
 
 def _add_arguments(what: argparse._ArgumentGroup) -> None:

@@ -4,8 +4,7 @@ import argparse
 import base64
 import binascii
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def read_labelme(folder: Path, left_out: Iterable[Path] = (), allow_outside: boo
     if not files:
         raise FileNotFoundError(f"{folder}: no JSON file; give the folder into which Labelme has saved")
     found = [_read_file(file, folder, allow_outside) for file in files]
-    samples = _refuse_one_image_twice([sample for sample, _ in found])
+    samples = [sample for sample, _ in found]
     labels = sorted({shape.label for _, shapes in found for shape in shapes})
     bare = [sample.image.name for sample, shapes in found if not shapes and not sample.problems]
     notes = [f"{folder}: {count_names(bare)} without a shape: background throughout"] if bare else []
@@ -99,22 +98,6 @@ def _find_other_image(file: Path, image: Path) -> list[str]:
         for other in beside
         if other.is_file()
     ]
-
-
-def _refuse_one_image_twice(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples; those that name an image that another JSON names, too, have a problem more."""
-    by_image = defaultdict(list)
-    for sample in samples:
-        if sample.draw is not None:
-            by_image[sample.image.resolve()].append(sample)
-    refused = []
-    for sample in samples:
-        others = [o.sources[0] for o in by_image.get(sample.image.resolve(), []) if o is not sample]
-        if others and sample.draw is not None:
-            text = f"{sample.sources[0]}: names the image {sample.image}, as {others[0]} does; every image has one JSON"
-            sample = sample._replace(problems=(*sample.problems, text))
-        refused.append(sample)
-    return refused
 
 
 NUM_POINTS = {

@@ -11,6 +11,8 @@ from datasets.class_index import read_image_size
 from datasets.file_dataset import describe_size
 from datasets.masks import MaskCoding, read_mask
 from datasets.tasks import IGNORE_INDEX
+from tools.prepare.checked import brief
+from tools.prepare.files import find_below, make_id
 from tools.prepare.raster import Outline, Region, Size, paint
 from utils.errors import DataError
 from utils.images import UNDECODABLE, Colour, UInt8Array, describe_undecodable
@@ -41,6 +43,26 @@ class Sample(NamedTuple):
     draw: Callable[[Ids, Size], Drawing] | None
     stated: tuple[int | None, int | None] = (None, None)
     problems: tuple[str, ...] = ()
+
+
+def make_sample(
+    file: Path,
+    name: str,
+    folder: Path,
+    allow_outside: bool,
+    draw: Callable[[Ids, Size], Drawing] | None,
+    problems: Sequence[str],
+    stated: tuple[int | None, int | None] = (None, None),
+    sources: tuple[Path, ...] = (),
+) -> Sample:
+    """The sample of an image that `file` names below the `folder` of images; elsewhere, it has a problem."""
+    try:
+        path, image_id = find_below(folder, name, folder, allow_outside), make_id(Path(name))
+    except ValueError as error:
+        return Sample(
+            name, folder, (file,), None, problems=(*problems, f"{file}: image {brief(name)}: {error}")
+        )
+    return Sample(image_id, path, sources or (file,), draw, stated, (*problems,))
 
 
 class Annotations(NamedTuple):
@@ -175,3 +197,11 @@ def image_size(path: Path) -> tuple[int, int]:
 def count_names(names: Sequence[str], what: str = "images") -> str:
     """How many they are, and the first ones."""
     return f"{len(names)} {what} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+
+
+def add_json_and_images(what: argparse._ArgumentGroup, kind: str) -> None:
+    """Add the arguments of a format with one file (of this kind) for all images."""
+    what.add_argument("source", type=Path, metavar=kind, help="annotations of the training images")
+    what.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="where the images lie")
+    what.add_argument("--val", type=Path, metavar=kind, help="that of the validation images")
+    what.add_argument("--val-images", type=Path, metavar="FOLDER", help="where these lie; default: --images")

@@ -49,7 +49,7 @@ def list_below(folder: Path, suffixes: Collection[str], left_out: Collection[Pat
 
     Hidden files and folders are passed over, and so are folders that are `left_out` (resolved).
     """
-    seen = set[str]()
+    seen = {os.path.realpath(folder)}
     for parent, folders, names in os.walk(folder, followlinks=True):
         inner = [(name, os.path.realpath(os.path.join(parent, name))) for name in sorted(folders)]  # noqa: PTH118
         folders[:] = [

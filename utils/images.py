@@ -1,6 +1,7 @@
 """Images in files: types of arrays and colours, masks decoded, and what is said of files that cannot be."""
 
 import io
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises over files that it cannot decode."""
 
 
+@lru_cache
 def make_palette(num_classes: int) -> tuple[Colour, ...]:
     """The colour map of PASCAL VOC (as its development kit makes it): one RGB colour an id, black for 0."""
 

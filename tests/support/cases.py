@@ -212,6 +212,8 @@ CASES = [
             "a.json: shape 1 ('pear'): found a mask of 20x20 (width x height) where its points say 5x5"),
     labelme("a rectangle of 3 points", shape("pear", (1, 1), (5, 1), (5, 5), kind="rectangle"),
             "found a rectangle of 3 points; allowed are"),
+    labelme("a rectangle of 4 points that are none", shape("pear", (1, 1), (5, 1), (6, 5), (1, 5), kind="rectangle"),
+            "found a rectangle of 4 points that are not its corners"),
     labelme("a circle of 3 points", shape("pear", (1, 1), (5, 1), (5, 5), kind="circle"), "a circle of 3 points"),
     labelme("a kind that is none", shape("pear", (1, 1), (5, 1), (5, 5), kind="star"), "found a star of 3 points"),
     labelme("a label of two lines", shape("pe\nar", *SQUARE), "a.json: shape 1 ('pe\\nar'): label: found 'pe\\nar'"),

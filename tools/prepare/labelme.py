@@ -126,11 +126,9 @@ def read_outline(entry: Entry) -> Outline | str:
         return _read_mask(entry.mask, *points)
     if kind == "rectangle" and len(points) == 4:
         corners = {(x, y) for x, _ in points for _, y in points}
-        return (
-            Traced("rectangle", (min(points), max(points)))
-            if corners == {*points}
-            else Traced("polygon", points)
-        )
+        if corners != {*points}:
+            return "found a rectangle of 4 points that are not its corners; redraw it, or make it a polygon"
+        return Traced("rectangle", (min(points), max(points)))
     return Traced(kind if kind in ("rectangle", "circle") else "polygon", points)
 
 

@@ -125,7 +125,11 @@ def write_coco(root: Path, drawings: Drawings) -> list[str]:
                 segmentation = {"size": [HEIGHT, WIDTH], "counts": run_lengths(shape.region.T.reshape(-1))}
             category = 3 + LABELS.index(shape.label)
             entry = {"id": len(annotations), "image_id": 5 + number, "category_id": category, "iscrowd": 0}
-            annotations.append(entry | {"segmentation": segmentation})
+            rows, columns = np.nonzero(shape.region)
+            corner = [int(columns.min()), int(rows.min())]
+            box = [*corner, int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
+            more = {"area": int(shape.region.sum()), "bbox": box}
+            annotations.append(entry | more | {"segmentation": segmentation})
     categories = [{"id": 3 + k, "name": label} for k, label in enumerate(LABELS)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (root / "coco.json").write_text(json.dumps(content))

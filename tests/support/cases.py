@@ -40,6 +40,8 @@ def sound_coco() -> Content:
                 "category_id": 1 + k // 2,
                 "segmentation": copy.deepcopy(POLYGON),
                 "iscrowd": 0,
+                "area": 6,
+                "bbox": [1, 1, 3, 2],
             }
             for k in range(4)
         ],

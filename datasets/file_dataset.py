@@ -220,7 +220,8 @@ def list_files(
 ) -> dict[str, Path]:
     """Stem -> path of the files in `folder` with one of the (lower-case) suffixes, sorted.
 
-    Hidden files are skipped. `expected` says the layout and what to do; errors end with it.
+    Hidden files are skipped, and so are folders, which are added to `problems`. `expected` says the layout and what to
+    do; errors end with it.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -233,7 +234,13 @@ def list_files(
     found: dict[str, Path] = {}
     for name in names:
         stem, suffix = os.path.splitext(name)  # noqa: PTH122
-        if suffix.lower() not in suffixes or name.startswith("."):
+        if name.startswith("."):
+            continue
+        if suffix.lower() not in suffixes:
+            if problems is not None and (folder / name).is_dir():
+                problems.append(
+                    f"{folder / name}: is a folder, in which nothing is looked for; move its files up"
+                )
             continue
         if not _is_utf8(name):
             # Image ids are written into text files of a run.

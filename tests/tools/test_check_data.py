@@ -98,6 +98,17 @@ def test_every_problem_is_listed_not_the_first(tmp_path: Path, capsys: pytest.Ca
     assert json.loads((tmp_path / "out" / "report.json").read_text())["problems"] == lines
 
 
+def test_folders_among_the_images_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_sound(tmp_path / "data")
+    (root / "images" / "train" / "more").mkdir()
+    (root / "images" / "train" / ".hidden").mkdir()
+    assert check(tmp_path) == 2
+    line, _ = capsys.readouterr().out.splitlines()
+    assert line.startswith(
+        f"{root / 'images' / 'train' / 'more'}: is a folder, in which nothing is looked for"
+    )
+
+
 def test_a_split_that_does_not_open_does_not_hide_the_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,19 +75,20 @@ def read_coco(
         _make_sample(file, image, image_folder, allow_outside, sources, draw)
         for image, (sources, draw) in zip(images, draws, strict=True)
     ]
+    labels = [name for _, name in sorted(names.items()) if name is not None]
     bare = [image.name for image in images if not image.annotations]
     notes = (
         [f"{file}: {count_names(bare)} without an annotation: background throughout"]
         if bare and not is_panoptic
         else []
     )
-    return Annotations(samples, [*names.values()], image_folder, colours, problems, notes)
+    return Annotations(samples, labels, image_folder, colours, problems, notes)
 
 
 def _read_categories(
     file: Path, document: Document, problems: list[str]
-) -> tuple[dict[int, str], dict[str, Any]]:
-    """Name by id, in the order of the ids, and colour by name."""
+) -> tuple[dict[int, str | None], dict[str, Any]]:
+    """Name by id, None of a damaged category, and colour by name."""
     found = [
         check(Category, raw, f"{file}: category {id_in_table(raw, number)}", problems)
         for number, raw in enumerate(document.categories)
@@ -99,7 +100,11 @@ def _read_categories(
             + ("number them anew" if what == "id" else "two categories share a name, rename one")
             for value in repeated(values)
         ]
-    return {c.id: c.name for c in categories}, {c.name: c.color for c in categories if c.color is not None}
+    given = [
+        raw["id"] for raw in document.categories if isinstance(raw, dict) and type(raw.get("id")) is int
+    ]
+    names = dict.fromkeys(given, None) | {c.id: c.name for c in categories}
+    return names, {c.name: c.color for c in categories if c.color is not None}
 
 
 def _read_images(file: Path, document: Document, problems: list[str]) -> list[Image]:

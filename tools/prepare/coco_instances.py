@@ -30,7 +30,7 @@ class RunLengths(Checked):
     counts: Any
 
 
-def read_shapes(file: Path, image: Image, names: Mapping[int, str]) -> list[Shape]:
+def read_shapes(file: Path, image: Image, names: Mapping[int, str | None]) -> list[Shape]:
     """The objects of an image; crowds are ignored, below single objects: their outlines are rough."""
     shapes = []
     for number, raw in image.annotations:

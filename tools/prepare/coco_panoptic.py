@@ -37,7 +37,7 @@ class Panoptic(Checked):
 
 
 def read_panoptic(
-    file: Path, image: Image, names: Mapping[int, str], folder: Path
+    file: Path, image: Image, names: Mapping[int, str | None], folder: Path
 ) -> tuple[tuple[Path, ...], Any]:
     """The PNG of an image, and what draws its mask."""
     if len(image.annotations) != 1:

@@ -43,8 +43,10 @@ def id_in_table(raw: Any, number: int) -> str:
     return (str(found) if type(found) is int else f"number {number} of the list") + called
 
 
-def label_of(category_id: int, names: Mapping[int, str], where: str, problems: list[str]) -> str | None:
-    """The name of a category; one that is not there is added to `problems`."""
+def label_of(
+    category_id: int, names: Mapping[int, str | None], where: str, problems: list[str]
+) -> str | None:
+    """The name of a category, None of a damaged one; one that is not there is added to `problems`."""
     if category_id not in names:
-        problems.append(f"{where}: category_id: found {category_id}; allowed are {brief([*names])}")
+        problems.append(f"{where}: category_id: found {category_id}; allowed are {brief(sorted(names))}")
     return names.get(category_id)

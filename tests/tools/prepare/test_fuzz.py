@@ -128,10 +128,9 @@ def coco_masks(content: Any, classes: list[str]) -> dict[str, Mask]:
     masks = {}
     for image in content["images"]:
         own = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        single = [a for a in own if not a.get("iscrowd")]
         regions = [
-            (classes.index(names[a["category_id"]]), coco_region(a["segmentation"]))
-            for a in own
-            if not a.get("iscrowd")
+            (class_of(names[a["category_id"]], classes), coco_region(a["segmentation"])) for a in single
         ]
         crowds = [coco_region(a["segmentation"]) for a in own if a.get("iscrowd")]
         mask = slow_raster.paint(regions, 6, 8)
@@ -140,6 +139,11 @@ def coco_masks(content: Any, classes: list[str]) -> dict[str, Mask]:
             mask[np.any(crowds, axis=0) & ~covered] = 255
         masks[Path(image["file_name"]).stem] = mask
     return masks
+
+
+def class_of(label: str, classes: list[str]) -> int:
+    """The class id of a label; `Background` is background."""
+    return 0 if label.casefold() == "background" else classes.index(label)
 
 
 FUZZ = settings(
@@ -193,9 +197,7 @@ def test_a_changed_labelme_json_gives_right_masks_or_a_name(data: st.DataObject)
         classes = (root / "out" / "classes.txt").read_text().splitlines()
         regions = []
         for entry in changed["shapes"]:
-            label = entry["label"].strip()
-            class_id = 0 if label.casefold() == "background" else classes.index(label)
-            regions.append((class_id, labelme_region(entry)))
+            regions.append((class_of(entry["label"].strip(), classes), labelme_region(entry)))
         np.testing.assert_array_equal(read(root / "out", "a"), slow_raster.paint(regions, 6, 8))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
+import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +123,30 @@ def _describe_size_in_header(content: bytes, max_pixels: int) -> str | None:
         return None
 
 
+def read_sound_image(path: Path) -> UInt8Array:
+    """What `read_image` gives, with libjpeg's warnings of damaged data as errors: it shows grey or noise there."""
+    # OpenCV passes these warnings on nowhere but on the process's stderr.
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as said:
+            os.dup2(said.fileno(), 2)
+            try:
+                image = read_image(path)
+            finally:
+                os.dup2(kept, 2)
+            said.seek(0)
+            lines = said.read().decode(errors="replace").splitlines()
+    finally:
+        os.close(kept)
+    warnings = [line.strip() for line in lines if "JPEG" in line]
+    if warnings:
+        raise DataError(
+            f"{path}: the JPEG is damaged ({warnings[0]}); a part of it shows grey or noise: replace the file"
+        )
+    return image
+
+
 def _is_cut_jpeg(content: bytes) -> bool:
     """Whether the last scan of a JPEG (from marker FFDA on) misses the end marker (FFD9)."""
     if content.endswith(b"\xff\xd9") or not content.startswith(b"\xff\xd8"):  # told without a search
@@ -215,7 +241,8 @@ def list_files(
 ) -> dict[str, Path]:
     """Stem -> path of the files in `folder` with one of the (lower-case) suffixes, sorted.
 
-    Hidden files are skipped. `expected` says the layout and what to do; errors end with it.
+    Hidden files are skipped, and so are folders, which are added to `problems`. `expected` says the layout and what to
+    do; errors end with it.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -228,7 +255,13 @@ def list_files(
     found: dict[str, Path] = {}
     for name in names:
         stem, suffix = os.path.splitext(name)  # noqa: PTH122
-        if suffix.lower() not in suffixes or name.startswith("."):
+        if name.startswith("."):
+            continue
+        if suffix.lower() not in suffixes:
+            if problems is not None and (folder / name).is_dir():
+                problems.append(
+                    f"{folder / name}: is a folder, in which nothing is looked for; move its files up"
+                )
             continue
         if not _is_utf8(name):
             # Image ids are written into text files of a run.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.class_index import map_in_processes
-from datasets.file_dataset import FileDataset, check_libraries, check_size, read_image
+from datasets.file_dataset import FileDataset, check_libraries, check_size, read_sound_image
 from datasets.incremental import select_training_images
 from datasets.long_side import reduce_label
 from datasets.masks import MaskCoding, read_mask
@@ -61,7 +61,7 @@ def check_sample(job: Job) -> Finding:
     """Read image and mask and collect everything that is wrong with them."""
     problems, image, pixels, classes = [], None, None, frozenset[int]()
     try:
-        image = read_image(job.image)
+        image = read_sound_image(job.image)
     except (DataError, OSError) as error:
         problems.append(explain(error))
     try:

@@ -1,7 +1,10 @@
 """Bring annotated images into the layout of data.name=folder.
 
-FORMAT is labelme (a folder of JSON files), coco (a JSON of instances or of panoptic PNGs) or cityscapes (a root with
-leftImg8bit/ and gtFine/). DIR gets images/{train,val}, masks/{train,val} (PNG, pixel = class id) and a list of classes.
+FORMAT is what the annotations are written in; `FORMAT --help` lists its options. DIR gets images/{train,val},
+masks/{train,val} (PNG, pixel = class id) and a list of classes.
+
+Everything is read and drawn before anything is written. All problems are told together; then nothing is left behind.
+--skip-bad leaves out the images that they name.
 
 Where objects overlap, smaller ones lie over larger ones. Crowds (COCO), what no segment covers (panoptic) and void
 (Cityscapes) are ignored (255); what no shape or instance covers is background (0), and so is every label that --classes
@@ -11,45 +14,143 @@ leaves out. A rerun of the same command goes on where it stopped; what has been 
 import argparse
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from datasets import folder
 from datasets.class_index import map_in_processes
-from datasets.file_dataset import SPLITS
-from datasets.folder import IMAGE_SUFFIXES
-from tools.prepare.choice import choose_classes, find_colours, split_samples
-from tools.prepare.coco import read_coco
-from tools.prepare.labelme import read_labelme
-from tools.prepare.output import SETTINGS, Job, check_output, write_classes, write_sample
-from tools.prepare.samples import Annotations, Sample, read_cityscapes
+from datasets.file_dataset import SPLITS, check_libraries
+from tools.prepare.choice import choose_classes, find_colours, find_unused, name_samples, split_samples
+from tools.prepare.formats import FORMATS
+from tools.prepare.output import (
+    SETTINGS,
+    Finding,
+    Job,
+    check_files,
+    check_sample,
+    check_settings,
+    write_classes,
+    write_sample,
+)
+from tools.prepare.samples import Sample
 from utils.arguments import finish, help_texts, new_parser
+from utils.errors import DataError
 from utils.files import write_atomic
 from utils.images import Colour, make_palette
 
-EXAMPLES = """
-python -m tools.prepare_folder labelme photos/ --output fruit --val-fraction 0.2
-python -m tools.prepare_folder coco train.json --images photos/ --val val.json --output fruit --classes pear kiwi
-python -m tools.prepare_folder cityscapes data_root/cityscapes --output streets --link
-"""
+EXAMPLES = "".join(f"python -m tools.prepare_folder {entry.example}\n" for entry in FORMATS.values())
 SOURCES = ("source", "images", "masks", "val", "val_images", "val_masks")
 """Arguments that name the source."""
 
 
-def read_source(args: argparse.Namespace) -> dict[str, Annotations]:
-    """The annotations of every split that the command line names: 'train', and 'val' where it is given."""
-    if args.format == "cityscapes":
-        return {split: read_cityscapes(args.source, split) for split in SPLITS}
-    if args.format == "labelme":
-        folders = {"train": args.source} | ({"val": args.val} if args.val else {})
-        return {
-            split: read_labelme(folder, [*folders.values(), args.output]) for split, folder in folders.items()
-        }
-    found = {"train": read_coco(args.source, args.images, args.masks)}
-    if args.val:
-        found["val"] = read_coco(args.val, args.val_images or args.images, args.val_masks)
-    return found
+def run(args: argparse.Namespace) -> list[str]:
+    """Prepare everything that the command line names; raises ValueError or OSError with a line for every problem."""
+    output: Path = args.output
+    if args.source.resolve() in output.resolve().parents:
+        raise ValueError(f"--output {output}: lies in {args.source}, which is searched; choose another place")
+    check_libraries()
+    found = FORMATS[args.format].read(args)
+    outside = [problem for annotations in found.values() for problem in annotations.problems]
+    named, notes = name_samples(found)
+    notes = [*(note for annotations in found.values() for note in annotations.notes), *notes]
+    notes += find_unused(found, output)
+    try:
+        classes, more = choose_classes(found, args.classes)
+    except ValueError as error:
+        raise ValueError("\n".join([*outside, *_problems_of(named), str(error)])) from error
+    colours = find_colours(found, classes)
+    settings = {
+        "format": args.format,
+        "sources": [str(value.resolve()) for name, value in vars(args).items() if name in SOURCES and value],
+        "val_fraction": None if "val" in found else args.val_fraction,
+        "classes": classes,
+    }
+    check_settings(output, settings)
+    splits = split_samples(named, args.val_fraction, output)
+    jobs = plan_jobs(args, splits, classes, colours)
+    findings = list(map_in_processes(check_sample, jobs, args.num_workers, "checking", "image"))
+    notes += [note for finding in findings for note in finding.notes]
+    bad = _refuse(args.skip_bad, outside, jobs, findings)
+    if bad:
+        named = {split: [s for s in samples if s.image_id not in bad] for split, samples in named.items()}
+        splits = split_samples(named, args.val_fraction, output)
+        jobs = plan_jobs(args, splits, classes, colours)
+    shown = frozenset[int]().union(*(finding.shown for finding in findings if not finding.problems))
+    absent = [name for class_id, name in enumerate(classes, start=1) if class_id not in shown]
+    notes += [*more, *([f"classes without a pixel in any mask: {', '.join(absent)}"] if absent else [])]
+    class_list = _write(args, settings, jobs, classes, colours, check_files(output, jobs, bad))
+    counts = " and ".join(f"{len(samples)} {split}" for split, samples in splits.items())
+    print(f"{output}: {counts} images, {len(classes)} classes ({class_list.name}): {', '.join(classes)}")
+    print("".join(f"{line}\n" for line in notes), end="")
+    return []
+
+
+def _problems_of(named: Mapping[str, Sequence[Sample]]) -> list[str]:
+    return [problem for samples in named.values() for sample in samples for problem in sample.problems]
+
+
+def _refuse(
+    skip_bad: bool, outside: Sequence[str], jobs: Sequence[Job], findings: Sequence[Finding]
+) -> set[str]:
+    """The ids of images with problems, which are told; raises DataError unless they are to be left out.
+
+    outside: problems that belong to no image.
+    """
+    bad = {job.sample.image_id for job, finding in zip(jobs, findings, strict=True) if finding.problems}
+    lines = list(dict.fromkeys([*outside, *(line for finding in findings for line in finding.problems)]))
+    if not lines:
+        return bad
+    if outside or not skip_bad:
+        remedy = "mend them, or leave out the images with --skip-bad"
+        if outside:
+            remedy = (
+                f"mend them (--skip-bad cannot help with the first {len(outside)}, which belong to no image)"
+            )
+        count = f"nothing was written. Problems: {len(lines)}, in {len(bad)} of {len(jobs)} images"
+        raise DataError("\n".join([f"{count}; {remedy}:", *lines]))
+    print("\n".join([f"{len(bad)} of {len(jobs)} images are left out (--skip-bad):", *lines]))
+    return bad
+
+
+def _write(
+    args: argparse.Namespace,
+    settings: Mapping[str, object],
+    jobs: Sequence[Job],
+    classes: Sequence[str],
+    colours: Sequence[Colour] | None,
+    stale: Sequence[Path],
+) -> Path:
+    """Write all files and read the folder again; returns the list of classes. A folder that fails anew is removed."""
+    output: Path = args.output
+    is_new = not output.exists() or not any(output.iterdir())
+    try:
+        for path in stale:
+            path.unlink()
+        write_atomic(output / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        class_list = write_classes(output, classes, colours)
+        results = map_in_processes(write_sample, jobs, args.num_workers, "preparing", "image")
+        problems = [problem for problem in results if problem is not None]
+        if problems:
+            raise DataError("\n".join([f"{len(problems)} images could not be prepared:", *problems]))
+        _read_again(output, jobs)
+    except (ValueError, OSError):
+        if is_new:
+            shutil.rmtree(output, ignore_errors=True)
+        raise
+    return class_list
+
+
+def _read_again(output: Path, jobs: Sequence[Job]) -> None:
+    """Raise DataError where data.name=folder finds other images than were written."""
+    for split in SPLITS:
+        written = {job.sample.image_id for job in jobs if job.mask.parent.name == split}
+        read = set(folder.open_split(output, split).ids)
+        if read != written:
+            wrong = sorted(read ^ written)
+            raise DataError(f"{output}: {split} is read with other images than were written: {wrong[:10]}")
 
 
 def plan_jobs(
@@ -58,7 +159,7 @@ def plan_jobs(
     classes: Sequence[str],
     colours: Sequence[Colour] | None,
 ) -> list[Job]:
-    """A job for every sample; raises ValueError for an image in a format that data.name=folder does not take."""
+    """A job for every sample."""
     palette = np.array(make_palette(256), np.uint8)
     if colours is not None:
         palette[: len(colours)] = colours
@@ -66,44 +167,10 @@ def plan_jobs(
     jobs = []
     for split, samples in splits.items():
         for sample in samples:
-            if sample.image.suffix.lower() not in IMAGE_SUFFIXES:
-                raise ValueError(
-                    f"{sample.image}: allowed are {', '.join(IMAGE_SUFFIXES)}; convert the image"
-                )
             image = args.output / "images" / split / f"{sample.image_id}{sample.image.suffix}"
             mask = args.output / "masks" / split / f"{sample.image_id}.png"
             jobs.append(Job(sample, ids, image, mask, palette.tobytes(), args.link))
     return jobs
-
-
-def run(args: argparse.Namespace) -> list[str]:
-    """Prepare everything that the command line names; returns a line for every sample that could not be."""
-    if args.source.resolve() in args.output.resolve().parents:
-        raise ValueError(
-            f"--output {args.output}: lies in {args.source}, which is searched; choose another place"
-        )
-    output: Path = args.output
-    found = read_source(args)
-    splits = split_samples(found, args.val_fraction, output)
-    classes, left_out = choose_classes(found, args.classes)
-    colours = find_colours(found, classes)
-    jobs = plan_jobs(args, splits, classes, colours)
-    settings = {
-        "format": args.format,
-        "sources": [str(value.resolve()) for name, value in vars(args).items() if name in SOURCES and value],
-        "val_fraction": None if args.val else args.val_fraction,
-        "classes": classes,
-    }
-    check_output(output, settings, jobs)
-    write_atomic(output / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-    class_list = write_classes(output, classes, colours)
-    results = list(map_in_processes(write_sample, jobs, args.num_workers, "preparing", "image"))
-    problems = [problem for problem in results if problem is not None]
-    counts = " and ".join(f"{len(samples)} {split}" for split, samples in splits.items())
-    print(f"{output}: {counts} images, {len(classes)} classes ({class_list.name}): {', '.join(classes)}")
-    if left_out:
-        print(f"labels left out (background): {', '.join(left_out)}")
-    return problems
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -116,39 +183,37 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FORMAT",
         help="FORMAT --help lists its options",
     )
-    _, what = _add_format(formats, "labelme", "a folder of Labelme's JSON files")
-    what.add_argument("source", type=Path, metavar="FOLDER", help="searched to its depths")
-    what.add_argument(
-        "--val", type=Path, metavar="FOLDER", help="that of the validation images; it may lie below the other"
-    )
-    _add_fraction(what)
-    _, what = _add_format(formats, "coco", "COCO's JSON, instances or panoptic")
-    what.add_argument("source", type=Path, metavar="JSON", help="annotations of the training images")
-    what.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="where the images lie")
-    what.add_argument(
-        "--masks",
-        type=Path,
-        metavar="FOLDER",
-        help="panoptic PNGs; default: beside the JSON, a folder of its name",
-    )
-    what.add_argument("--val", type=Path, metavar="JSON", help="that of the validation images")
-    what.add_argument("--val-images", type=Path, metavar="FOLDER", help="where these lie; default: --images")
-    what.add_argument("--val-masks", type=Path, metavar="FOLDER", help="as --masks, for --val")
-    _add_fraction(what)
-    cityscapes, what = _add_format(formats, "cityscapes", "leftImg8bit/ and gtFine/ with train and val")
-    what.add_argument("source", type=Path, metavar="ROOT", help="holds the two folders")
-    cityscapes.set_defaults(val=None, val_fraction=None)
+    for name in FORMATS:
+        _add_format(formats, name)
     return parser
 
 
-def _add_format(
-    formats: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, what: str
-) -> tuple[argparse.ArgumentParser, argparse._ArgumentGroup]:
-    """Add the parser of a format, whose source is `what`; returns it, and its group that is to name the source."""
-    examples = [line for line in EXAMPLES.splitlines() if f"tools.prepare_folder {name} " in line]
-    description = f"Bring {what} into the layout of data.name=folder."
-    parser = formats.add_parser(name, help=what, **help_texts(description, "\n".join(examples)))
+def _add_format(formats: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str) -> None:
+    """Add the parser of a format."""
+    entry = FORMATS[name]
+    description = f"Bring {entry.what} into the layout of data.name=folder."
+    example = f"python -m tools.prepare_folder {entry.example}"
+    parser = formats.add_parser(name, help=entry.what, **help_texts(description, example))
     source = parser.add_argument_group("input")
+    entry.add_arguments(source)
+    if entry.may_lack_val:
+        source.add_argument(
+            "--val-fraction",
+            type=parse_fraction,
+            default=0.1,
+            metavar="F",
+            help="share of the images that becomes val, by their ids, where the source has no such split; default: 0.1",
+        )
+    else:
+        parser.set_defaults(val_fraction=None)
+    source.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="take images that an annotation names outside the folder given",
+    )
+    source.add_argument(
+        "--skip-bad", action="store_true", help="leave out images with problems, instead of refusing all"
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="new folder, the later data.root"
@@ -157,23 +222,13 @@ def _add_format(
         "--classes",
         nargs="+",
         metavar="NAME",
-        help="labels that become classes, in the order of their ids; default: all, Labelme's by alphabet, COCO's by id",
+        help="labels that become classes, in the order of their ids; default: all, in the order of the source's list, "
+        "or by alphabet where it has none",
     )
     output.add_argument("--link", action="store_true", help="link the images instead of copying them")
     how = parser.add_argument_group("how it runs")
     how.add_argument(
         "--num-workers", type=int, default=2, metavar="N", help="processes that draw masks; default: 2"
-    )
-    return parser, source
-
-
-def _add_fraction(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--val-fraction",
-        type=parse_fraction,
-        default=0.1,
-        metavar="F",
-        help="share of the images that becomes val, by their ids, where --val is not given; default: 0.1",
     )
 
 
@@ -189,7 +244,7 @@ def parse_fraction(text: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, or 2 where an image could not be prepared."""
+    """The command line; returns the exit status: 0, or 2 where something is wrong."""
     parser = make_parser()
     args = parser.parse_args(argv)
     return finish(parser, lambda: run(args), "could not be prepared")

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises over files that it cannot decode."""
 
 
+@lru_cache
 def make_palette(num_classes: int) -> tuple[Colour, ...]:
     """The colour map of PASCAL VOC (as its development kit makes it): one RGB colour an id, black for 0."""
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from datasets import folder, voc
 from datasets.class_index import index_classes
-from datasets.file_dataset import read_image
+from datasets.file_dataset import read_image, read_sound_image
 from datasets.incremental import StepDataset, ValidationDataset
 from datasets.masks import read_mask
 from datasets.transforms import EvaluateTransform, TrainTransform
@@ -240,3 +240,19 @@ def test_an_image_that_scaling_would_blow_up_is_refused(tmp_path: Path, width: i
         else:
             with pytest.raises(DataError, match=r"a\.png: the image is 101x1 .* at most 100 times the other"):
                 read()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_damaged_in_the_middle_is_refused_where_data_are_checked(
+    tmp_path: Path, progressive: bool
+) -> None:
+    content = bytearray(jpeg(progressive=progressive, quality=95))
+    path = tmp_path / "image.jpg"
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_sound_image(path), read_image(path))
+    start, end = int(0.45 * len(content)), int(0.6 * len(content))
+    content[start:end] = bytes(end - start)
+    path.write_bytes(content)
+    read_image(path)  # libjpeg goes on, and only warns
+    with pytest.raises(DataError, match=r"image\.jpg: the JPEG is damaged \(Corrupt JPEG data: .*replace"):
+        read_sound_image(path)

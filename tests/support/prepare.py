@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,13 @@ from PIL import Image
 from datasets import folder
 from tests.support.data import Mask
 from tools.prepare_folder import main
+
+
+def memory_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for one of many examples, in memory where the system has such a place: disks take long to sync."""
+    memory = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None)
+
 
 NO_WORKERS = ["--num-workers", "0"]
 

@@ -17,6 +17,12 @@ from tools.check_data import main
 CLASSES = ["pear", "kiwi", "fig"]
 
 
+def zero_middle(path: Path) -> None:
+    content = path.read_bytes()
+    start = content.rfind(b"\xff\xda") + 20  # behind the header of the scan
+    path.write_bytes(content[:start] + bytes(len(content) - 10 - start) + content[-10:])
+
+
 def write_sound(root: Path) -> Path:
     """Eight images a split, each its own, that show pear and kiwi."""
     masks = {f"i{i}": stripes(0, 1 + i % 2, height=16, width=16 + i) for i in range(8)}
@@ -57,6 +63,7 @@ def test_every_problem_is_listed_not_the_first(tmp_path: Path, capsys: pytest.Ca
     write_mask(masks / "i1.png", stripes(2, height=5, width=7))
     Image.new("RGB", (18, 16)).save(masks / "i2.png")
     (images / "i3.jpg").write_bytes(b"")
+    zero_middle(root / "images" / "val" / "v2.jpg")
     (images / "i4.jpg").unlink()
     (masks / "i5.png").unlink()
     shutil.copy(images / "i6.jpg", images / "i6.jpeg")
@@ -77,6 +84,7 @@ def test_every_problem_is_listed_not_the_first(tmp_path: Path, capsys: pytest.Ca
         "i1.png: the mask is 7x5 (width x height), but its image",
         "i2.png: a mask must be an 8-bit PNG",
         "i3.jpg: not an image that OpenCV can decode (the file is empty)",
+        "v2.jpg: the JPEG is damaged (Corrupt JPEG data: ",
         "val image v6 has the same pixels as train image i6",
         "class 'fig' (id 3): no sound train image shows it",
         "class 'fig' (id 3): no sound val image shows it",
@@ -86,8 +94,19 @@ def test_every_problem_is_listed_not_the_first(tmp_path: Path, capsys: pytest.Ca
     ]
     for text, line in zip(expected, lines, strict=True):
         assert text in line
-    assert summary.endswith("6 train, 8 val images, 13 problems")
+    assert summary.endswith("6 train, 8 val images, 14 problems")
     assert json.loads((tmp_path / "out" / "report.json").read_text())["problems"] == lines
+
+
+def test_folders_among_the_images_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_sound(tmp_path / "data")
+    (root / "images" / "train" / "more").mkdir()
+    (root / "images" / "train" / ".hidden").mkdir()
+    assert check(tmp_path) == 2
+    line, _ = capsys.readouterr().out.splitlines()
+    assert line.startswith(
+        f"{root / 'images' / 'train' / 'more'}: is a folder, in which nothing is looked for"
+    )
 
 
 def test_a_split_that_does_not_open_does_not_hide_the_other(

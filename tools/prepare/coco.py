@@ -1,191 +1,192 @@
 """COCO's annotations: one JSON for all images, of instances or of panoptic PNGs."""
 
-import re
-from collections.abc import Mapping, Sequence
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from datasets.masks import read_mask
-from datasets.tasks import IGNORE_INDEX
-from tools.prepare.samples import (
-    RESERVED,
-    Annotations,
-    Ids,
-    Region,
-    Sample,
-    draw_regions,
-    id_of,
+from tools.prepare.checked import (
+    Checked,
+    ColourValue,
+    Name,
+    brief,
+    check,
     load_json,
-    make_id,
-    paint,
+    repeated,
 )
+from tools.prepare.coco_instances import Annotation, read_shapes
+from tools.prepare.coco_panoptic import Panoptic, read_panoptic
+from tools.prepare.coco_tables import Entry, Image, id_in_table
+from tools.prepare.samples import Annotations, Format, Sample, count_names, draw_shapes, make_sample
 from utils.errors import DataError
-from utils.images import Colour, UInt8Array
 
 
-def read_coco(file: Path, image_folder: Path, mask_folder: Path | None) -> Annotations:
+class Document(Checked):
+    """The JSON as a whole."""
+
+    images: list[Any]
+    annotations: list[Any]
+    categories: list[Any]
+
+
+class Category(Checked):
+    """What an object may be."""
+
+    id: int
+    name: Name
+    color: ColourValue | None = None
+
+
+def read(args: argparse.Namespace) -> dict[str, Annotations]:
+    """The annotations of the JSON, and of that of the validation images where one is given."""
+    found = {"train": read_coco(args.source, args.images, args.masks, args.allow_outside)}
+    if args.val:
+        found["val"] = read_coco(args.val, args.val_images or args.images, args.val_masks, args.allow_outside)
+    return found
+
+
+def read_coco(
+    file: Path, image_folder: Path, mask_folder: Path | None, allow_outside: bool = False
+) -> Annotations:
     """COCO's JSON of instances or, where annotations have segments, of panoptic PNGs; labels by category id.
 
     mask_folder: of the panoptic PNGs; None looks beside the JSON in a folder of its name. Images that have no
     annotation show background, in the panoptic format none may lack one.
-    Raises ImportError where pycocotools is needed and missing, DataError naming what the JSON lacks.
+    Raises DataError or OSError where the file is no such JSON.
     """
-    content = load_json(file)
-    try:
-        names = {
-            category["id"]: category["name"]
-            for category in sorted(content["categories"], key=lambda c: c["id"])
-        }
-        colours = {
-            category["name"]: _read_colour(file, category)
-            for category in content["categories"]
-            if category.get("color") is not None
-        }
-        if len(set(names.values())) < len(names):
-            raise DataError(f"{file}: two categories share a name; rename one")
-        annotations: dict[int, list[Any]] = {entry["id"]: [] for entry in content["images"]}
-        for annotation in content["annotations"]:
-            annotations[annotation["image_id"]].append(annotation)
-        is_panoptic = any("segments_info" in annotation for annotation in content["annotations"])
-        if not is_panoptic:
-            _import_pycocotools()
-        make = _panoptic_sample if is_panoptic else _instances_sample
-        samples = [
-            make(
-                file,
-                entry,
-                annotations[entry["id"]],
-                names,
-                image_folder,
-                mask_folder or file.with_suffix(""),
-            )
-            for entry in content["images"]
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
+    problems: list[str] = []
+    document = check(Document, load_json(file), str(file), problems)
+    if document is None:
+        expected = "expected images, annotations and categories that refer to each other by id"
         raise DataError(
-            f"{file}: not COCO's instances or panoptic annotations ({type(error).__name__}: {error}); expected images, "
-            "annotations and categories that refer to each other by id"
-        ) from error
-    return Annotations(samples, [name for name in names.values() if name not in RESERVED], colours)
-
-
-def _read_colour(file: Path, category: Mapping[str, Any]) -> Colour:
-    """The colour of a category: three numbers, or '#rrggbb'."""
-    found = category["color"]
-    if isinstance(found, str) and re.fullmatch("#[0-9a-fA-F]{6}", found):
-        found = [*bytes.fromhex(found[1:])]
-    if not (
-        isinstance(found, list)
-        and len(found) == 3
-        and all(type(value) is int and 0 <= value <= 255 for value in found)
-    ):
-        raise DataError(
-            f"{file}: categories: color of {category['name']!r}: found {found!r}; allowed are three numbers from 0 to "
-            "255 and '#rrggbb'; correct or remove it"
+            "\n".join([*problems, f"{file}: not COCO's instances or panoptic annotations; {expected}"])
         )
-    red, green, blue = found
-    return red, green, blue
-
-
-class Instance(NamedTuple):
-    """One object of COCO: where it stands in the file, its label, whether it is a crowd, and its outline."""
-
-    where: str
-    label: str
-    is_crowd: bool
-    segmentation: Any
-
-
-def _instances_sample(
-    file: Path, entry: Any, annotations: list[Any], names: Mapping[int, str], image_folder: Path, _: Path
-) -> Sample:
-    instances = [
-        Instance(
-            f"{file}: annotation {annotation['id']} of {entry['file_name']}",
-            names[annotation["category_id"]],
-            bool(annotation.get("iscrowd")),
-            annotation.get("segmentation"),
-        )
-        for annotation in annotations
-    ]
-    draw = partial(draw_instances, (entry["height"], entry["width"]), instances)
-    return Sample(make_id(Path(entry["file_name"])), image_folder / entry["file_name"], (file,), draw)
-
-
-def draw_instances(size: tuple[int, int], instances: Sequence[Instance], ids: Ids) -> UInt8Array:
-    """The mask (H,W) of COCO's instances; crowds are ignored, below single objects: their outlines are rough."""
-    single, crowds = (
-        [(i.label, partial(_coco_region, i, size)) for i in instances if i.is_crowd == is_crowd]
-        for is_crowd in (False, True)
-    )
-    below = [(IGNORE_INDEX, region) for _, region in draw_regions(crowds, ids)]
-    return paint(size, draw_regions(single, ids), below)
-
-
-def _coco_region(instance: Instance, size: tuple[int, int]) -> Region:
-    coco, found = _import_pycocotools(), instance.segmentation
-    is_polygons = isinstance(found, list) and len(found) > 0
-    if is_polygons and all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in found):
-        encoded = coco.merge(coco.frPyObjects(found, *size))
-    elif isinstance(found, dict) and list(found.get("size", [])) == list(size) and "counts" in found:
-        encoded = coco.frPyObjects(found, *size) if isinstance(found["counts"], list) else found
+    names, colours = _read_categories(file, document, problems)
+    images = _read_images(file, document, problems)
+    is_panoptic = any(isinstance(a, dict) and "segments_info" in a for a in document.annotations)
+    if is_panoptic:
+        draws = [read_panoptic(file, image, names, mask_folder or file.with_suffix("")) for image in images]
     else:
-        raise DataError(
-            f"{instance.where}: its segmentation is neither polygons of at least 3 points nor a run-length encoding of "
-            f"{size[0]}x{size[1]} (height x width); boxes alone make no mask: mend or remove the annotation, or "
-            "choose the categories with --classes"
-        )
-    return np.asarray(coco.decode(encoded), dtype=bool)
+        _check_annotation_ids(file, images)
+        draws = [((file,), partial(draw_shapes, read_shapes(file, image, names))) for image in images]
+    samples = [
+        _make_sample(file, image, image_folder, allow_outside, sources, draw)
+        for image, (sources, draw) in zip(images, draws, strict=True)
+    ]
+    labels = [name for _, name in sorted(names.items()) if name is not None]
+    bare = [image.name for image in images if not image.annotations]
+    notes = (
+        [f"{file}: {count_names(bare)} without an annotation: background throughout"]
+        if bare and not is_panoptic
+        else []
+    )
+    return Annotations(samples, labels, image_folder, colours, problems, notes)
 
 
-def _import_pycocotools() -> Any:
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise ImportError(
-            f"COCO's instances need pycocotools ({error}): `pip install pycocotools`"
-        ) from error
-    return mask
+def _read_categories(
+    file: Path, document: Document, problems: list[str]
+) -> tuple[dict[int, str | None], dict[str, Any]]:
+    """Name by id, None of a damaged category, and colour by name."""
+    found = [
+        check(Category, raw, f"{file}: category {id_in_table(raw, number)}", problems)
+        for number, raw in enumerate(document.categories)
+    ]
+    categories = sorted((category for category in found if category is not None), key=lambda c: c.id)
+    for what, values in (("id", [c.id for c in categories]), ("name", [c.name for c in categories])):
+        problems += [
+            f"{file}: categories: found the {what} {value!r} twice; every category has its own: "
+            + ("number them anew" if what == "id" else "two categories share a name, rename one")
+            for value in repeated(values)
+        ]
+    given = [raw["id"] for raw in document.categories if isinstance(raw, dict) and type(raw.get("id")) is int]
+    names = dict.fromkeys(given, None) | {c.id: c.name for c in categories}
+    return names, {c.name: c.color for c in categories if c.color is not None}
 
 
-def _panoptic_sample(
-    file: Path,
-    entry: Any,
-    annotations: list[Any],
-    names: Mapping[int, str],
-    image_folder: Path,
-    mask_folder: Path,
+def _read_images(file: Path, document: Document, problems: list[str]) -> list[Image]:
+    """The images with their annotations; annotations that name none are added to `problems`."""
+    images: list[Image] = []
+    by_id: dict[int, list[Image]] = defaultdict(list)
+    for number, raw in enumerate(document.images):
+        own: list[str] = []
+        name = raw.get("file_name") if isinstance(raw, dict) else None
+        name = name if isinstance(name, str) else f"image {id_in_table(raw, number)}"
+        entry = check(Entry, raw, f"{file}: image {id_in_table(raw, number)} ({brief(name)})", own)
+        images.append(Image(name if entry is None else entry.file_name, entry, [], own))
+        if isinstance(raw, dict) and type(raw.get("id")) is int:
+            by_id[raw["id"]].append(images[-1])
+    for given, several in by_id.items():
+        if len(several) > 1:
+            named = ", ".join(image.name for image in several[:4])
+            text = (
+                f"{file}: images: found the id {given} {len(several)} times ({named}); every image has its own: number "
+                "them anew"
+            )
+            for image in several:
+                image.problems.append(text)
+    for number, raw in enumerate(document.annotations):
+        image_id = raw.get("image_id") if isinstance(raw, dict) else None
+        if type(image_id) is int and image_id in by_id:
+            by_id[image_id][0].annotations.append((number, raw))
+            continue
+        where = f"{file}: annotation {id_in_table(raw, number)}"
+        if check(
+            Annotation if not isinstance(raw, dict) or "segments_info" not in raw else Panoptic,
+            raw,
+            where,
+            problems,
+        ):
+            problems.append(
+                f"{where}: image_id: found {image_id}; allowed are the ids of images; remove it, or add the image"
+            )
+    return images
+
+
+def _check_annotation_ids(file: Path, images: Sequence[Image]) -> None:
+    """Add a problem to every image of an annotation whose id another one has, too."""
+    found = [
+        (raw["id"], image)
+        for image in images
+        for _, raw in image.annotations
+        if isinstance(raw, dict) and type(raw.get("id")) is int
+    ]
+    twice = set(repeated(annotation_id for annotation_id, _ in found))
+    for annotation_id, image in found:
+        if annotation_id in twice:
+            image.problems.append(
+                f"{file}: annotation {annotation_id} of {image.name}: its id is given to another one, too; every "
+                "annotation has its own: number them anew"
+            )
+
+
+def _make_sample(
+    file: Path, image: Image, folder: Path, allow_outside: bool, sources: tuple[Path, ...], draw: Any
 ) -> Sample:
-    if len(annotations) != 1:
-        raise DataError(
-            f"{file}: {entry['file_name']} has {len(annotations)} panoptic annotations; every image has one"
-        )
-    segments = {
-        segment["id"]: None if segment.get("iscrowd") else names[segment["category_id"]]
-        for segment in annotations[0]["segments_info"]
-    }
-    mask = mask_folder / annotations[0]["file_name"]
-    draw = partial(draw_panoptic, mask, segments)
-    return Sample(make_id(Path(entry["file_name"])), image_folder / entry["file_name"], (file, mask), draw)
+    if image.entry is None:
+        return Sample(image.name, folder, (file,), None, problems=(*image.problems,))
+    stated = image.entry.width, image.entry.height
+    return make_sample(file, image.name, folder, allow_outside, draw, image.problems, stated, sources)
 
 
-def draw_panoptic(path: Path, segments: Mapping[int, str | None], ids: Ids) -> UInt8Array:
-    """The mask (H,W) of a panoptic PNG, whose segment ids are R + 256·G + 256²·B.
+def _add_arguments(what: argparse._ArgumentGroup) -> None:
+    what.add_argument("source", type=Path, metavar="JSON", help="annotations of the training images")
+    what.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="where the images lie")
+    what.add_argument(
+        "--masks",
+        type=Path,
+        metavar="FOLDER",
+        help="panoptic PNGs; default: beside the JSON, a folder of its name",
+    )
+    what.add_argument("--val", type=Path, metavar="JSON", help="that of the validation images")
+    what.add_argument("--val-images", type=Path, metavar="FOLDER", help="where these lie; default: --images")
+    what.add_argument("--val-masks", type=Path, metavar="FOLDER", help="as --masks, for --val")
 
-    segments: label by segment id, None for crowds. These are ignored, and so is what has no segment (id 0).
-    """
-    pixels = read_mask(path, in_colour=True).astype(np.uint32)
-    if pixels.ndim != 3:
-        raise DataError(f"{path}: found one channel; a panoptic PNG is RGB, its id R + 256·G + 256²·B")
-    values, inverse = np.unique(pixels @ np.array([1, 256, 65536], np.uint32), return_inverse=True)
-    unknown = sorted(set(values.tolist()) - segments.keys() - {0})
-    if unknown:
-        raise DataError(
-            f"{path}: holds segments that segments_info does not list: {unknown[:10]}; mend one of them"
-        )
-    labels = [segments.get(value) for value in values.tolist()]
-    class_ids = [IGNORE_INDEX if label is None else id_of(label, ids) for label in labels]
-    return np.array(class_ids, np.uint8)[inverse].reshape(pixels.shape[:2])
+
+COCO = Format(
+    "COCO's JSON, instances or panoptic",
+    "coco train.json --images photos/ --val val.json --output fruit --classes pear kiwi",
+    _add_arguments,
+    read,
+)

@@ -70,7 +70,8 @@ def test_classes_that_are_not_wanted_are_background_and_named(
     labelme(tmp_path / "in", tmp_path / "out", "--classes", "chair", "table")
     out = capsys.readouterr().out
     assert "out: 1 train and 1 val images, 2 classes (classes.txt): chair, table\n" in out
-    assert out.endswith("labels left out (background): cup\n")
+    said = ["no label is called 'chair'", "labels left out (background): cup"]
+    assert out.splitlines()[1:] == [*said, "classes without a pixel in any mask: chair"]
     expected = pixels("........", ".2222...", ".2.22...", ".2222...", "........", "........")
     np.testing.assert_array_equal(read(tmp_path / "out", "a"), expected)
 
@@ -100,20 +101,29 @@ def test_shapes_of_unwanted_labels_need_no_area(tmp_path: Path, capsys: pytest.C
         ({"imagePath": "gone.png"}, "gone.png: no such file or folder"),
     ],
 )
-def test_what_is_wrong_in_one_file_is_named_and_the_others_are_done(
+def test_what_is_wrong_in_one_file_is_named_and_nothing_is_left_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: dict[str, Any], message: str
 ) -> None:
     for name in "abc":
         write_labelme(tmp_path / "in" / f"{name}.json", shape("pear", *SQUARE))
     write_labelme(tmp_path / "in" / "d.json", shape("pear", *SQUARE), **wrong)
     told = fails(capsys, "labelme", tmp_path / "in", "--output", tmp_path / "out")
-    assert "error: 1 images could not be prepared:" in told
+    assert "in 1 of 4 images; mend them, or leave out the images with --skip-bad:" in told
     assert message in told
+    assert not (tmp_path / "out").exists()
+    labelme(tmp_path / "in", tmp_path / "out", "--skip-bad")
+    out = capsys.readouterr().out
+    assert "1 of 4 images are left out (--skip-bad):" in out
+    assert message in out
     assert sorted(path.stem for path in (tmp_path / "out").glob("masks/*/*.png")) == [*"abc"]
     # Mended, the same command makes up for it.
     write_labelme(tmp_path / "in" / "d.json", shape("pear", *SQUARE))
     labelme(tmp_path / "in", tmp_path / "out")
     assert read(tmp_path / "out", "d").sum() == 12
+    # An image that has been prepared and has turned bad does not stay.
+    write_labelme(tmp_path / "in" / "d.json", shape("pear", *SQUARE), **wrong)
+    labelme(tmp_path / "in", tmp_path / "out", "--skip-bad")
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*/*/*")) == [*"aabbcc"]
 
 
 def test_sources_that_are_none_are_told_before_anything_is_written(
@@ -124,9 +134,12 @@ def test_sources_that_are_none_are_told_before_anything_is_written(
     assert "in: no JSON file; give the folder" in fails(capsys, "labelme", source, "--output", output)
     (source / "a.json").write_text("{}")
     assert "a.json: not an annotation of Labelme" in fails(capsys, "labelme", source, "--output", output)
-    for content in ("[]", '{"imagePath": "a.png", "shapes": [{"label": 3, "points": []}]}'):
-        (source / "a.json").write_text(content)
-        assert "a.json: not an annotation of Labelme" in fails(capsys, "labelme", source, "--output", output)
+    (source / "a.json").write_text("[]")
+    assert "a.json: not an annotation of Labelme" in fails(capsys, "labelme", source, "--output", output)
+    (source / "a.json").write_text('{"imagePath": "a.png", "shapes": [{"label": 3, "points": []}]}')
+    assert "a.json: shape 0: label: found 3; allowed is a valid string" in fails(
+        capsys, "labelme", source, "--output", output
+    )
     assert "lies in" in fails(capsys, "labelme", source, "--output", source / "out")
     (source / "a.json").write_text("{")
     assert "a.json: not valid JSON" in fails(capsys, "labelme", source, "--output", output)

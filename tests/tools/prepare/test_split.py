@@ -14,7 +14,7 @@ from PIL import Image
 
 from datasets import folder
 from tests.support.prepare import SQUARE, fails, labelme, read, shape, write_image, write_labelme
-from tools.prepare.samples import make_id
+from tools.prepare.files import make_id
 
 
 @pytest.mark.parametrize("fraction", ["0", "1", "nan", "a tenth"])

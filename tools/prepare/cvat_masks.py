@@ -1,0 +1,82 @@
+"""CVAT's "Segmentation mask 1.1" (the zip, unpacked): PNGs in the colours of labelmap.txt."""
+
+import argparse
+import re
+from functools import partial
+from pathlib import Path
+
+from datasets.file_dataset import read_lines
+from datasets.folder import IMAGE_SUFFIXES
+from tools.prepare.checked import clean_name
+from tools.prepare.files import list_below
+from tools.prepare.samples import Annotations, Format, Sample, draw_colours, make_sample
+from utils.errors import DataError
+from utils.images import Colour
+
+_MASKS = "SegmentationClass"
+
+
+def read(args: argparse.Namespace) -> dict[str, Annotations]:
+    """The masks of the folder, with the images of another one (or its JPEGImages/)."""
+    root: Path = args.source
+    if root.is_file():
+        raise DataError(f"{root}: is a file; unpack it (unzip {root.name} -d masks) and give the folder")
+    labels = _read_labels(root / "labelmap.txt")
+    folder = args.images or root / "JPEGImages"
+    images: dict[str, list[Path]] = {}
+    for path in list_below(folder, IMAGE_SUFFIXES):
+        images.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    samples = []
+    for mask in list_below(root / _MASKS, {".png"}):
+        name = mask.relative_to(root / _MASKS).with_suffix("").as_posix()
+        found = images.get(name, [])
+        if len(found) != 1:
+            text = f"{mask}: found {len(found)} images {folder / name} of {', '.join(IMAGE_SUFFIXES)}; allowed is one"
+            samples.append(Sample(name, mask, (mask,), None, problems=(text,)))
+            continue
+        image = found[0].relative_to(folder).as_posix()
+        samples.append(make_sample(mask, image, folder, False, partial(draw_colours, mask, labels), []))
+    if not samples:
+        raise DataError(
+            f"{root / _MASKS}: no mask; export the task as 'Segmentation mask 1.1', and unpack it"
+        )
+    colours = {label: colour for colour, label in labels.items()}
+    return {"train": Annotations(samples, [*labels.values()], folder, colours)}
+
+
+def _read_labels(file: Path) -> dict[Colour, str]:
+    """The label of every colour, by lines 'label:r,g,b:parts:actions'; DataError with a line for everything wrong."""
+    problems: list[str] = []
+    labels: dict[Colour, str] = {}
+    for number, line in enumerate(read_lines(file), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            found = re.fullmatch(r"(.+?):(\d{1,3}),(\d{1,3}),(\d{1,3}):[^:]*:[^:]*", line)
+            if found is None or max(int(part) for part in found.groups()[1:]) > 255:
+                raise ValueError("allowed is 'label:r,g,b:parts:actions'")
+            name = clean_name(found[1])
+            colour = int(found[2]), int(found[3]), int(found[4])
+            if colour in labels or name in labels.values():
+                raise ValueError("its name or its colour is there twice; every label has its own")
+            labels[colour] = name
+        except ValueError as error:
+            problems.append(f"{file}: line {number}: found {line!r}; {error}")
+    if problems or not labels:
+        raise DataError("\n".join(problems or [f"{file}: lists no label"]))
+    return labels
+
+
+def _add_arguments(what: argparse._ArgumentGroup) -> None:
+    what.add_argument("source", type=Path, metavar="FOLDER", help="holds labelmap.txt and SegmentationClass/")
+    what.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="where the images lie; default: its JPEGImages/"
+    )
+
+
+CVAT_MASKS = Format(
+    "CVAT's masks ('Segmentation mask 1.1', unpacked)",
+    "cvat-masks masks/ --images photos/ --output fruit",
+    _add_arguments,
+    read,
+)

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets.id_list import digest_ids
 from datasets.incremental import StepDataset, ValidationDataset, training_table
 from datasets.tasks import IGNORE_INDEX, Step
 from datasets.transforms import EvaluateTransform, TrainTransform
@@ -70,6 +71,7 @@ def learn(session: Session, step: Step) -> None:
         if model.closed_form is not None:
             description["described_by"] = list(model.closed_form.described_by)
         description |= {"chosen": chosen, "num_train_images": len(dataset), "seconds": seconds}
+        description["train_images_sha256"] = digest_ids(dataset.image_ids)
         description |= {"parts": method.modules.state_dict(), "method_state": method.state}
         worker.main_only(lambda: save_checkpoint(path, model, **description))
         worker.main_only(lambda: clear_progress(run_dir, step.index))
@@ -176,6 +178,7 @@ def take_over(session: Session, path: Path) -> None:
             f"({', '.join(method.modules)}); they start at step 1"
         )
     told = {name: base[name] for name in ("chosen", "num_train_images", "seconds")}
+    told["train_images_sha256"] = base.get("train_images_sha256")
     save(path, {**carried, **describe_checkpoint(plan, step, base["num_classes"]), **told})
 
 

@@ -22,7 +22,14 @@ from trainer.checks import (
     finished_steps,
 )
 from trainer.config import Config
-from trainer.data import choose_memories, index_splits, open_split, open_splits, resolve_class_order
+from trainer.data import (
+    choose_memories,
+    index_splits,
+    open_split,
+    open_splits,
+    read_lists,
+    resolve_class_order,
+)
 from trainer.network import Network, new_network
 from trainer.sampling import TrainSampler
 from utils.distributed import Worker, seed_everything
@@ -51,7 +58,8 @@ class Plan:
     image_ids: the training images of every step, its memory's last; memory_ids: those of them that are in memory,
     also where they serve the step itself; holdout_ids: those held out of them; split_sizes: images that every
     step would have, by setting; finished: the entries of results.json of finished steps; base_network: what step 0
-    trains, as it starts, where that is still to come; left_out: messages about images that cannot be read.
+    trains, as it starts, where that is still to come; left_out: messages about images
+    that cannot be read, and about lists.
     """
 
     config: Config
@@ -109,9 +117,11 @@ def prepare(config: Config, worker: Worker) -> Plan:
     train, val = open_splits(config)
     task = build_task(config.task, train.classes, resolve_class_order(config))
     image_classes, left_out = worker.main_only(lambda: index_splits(config, train, val))
+    lists, told = read_lists(config, train, task, image_classes)
+    of_steps = None if lists is None else lists.steps
     selected = [
         split_holdout(
-            select_training_images(image_classes, task, step, config.setting, config.data.train_on),
+            select_training_images(image_classes, task, step, config.setting, config.data.train_on, of_steps),
             config.val_fraction,
         )
         for step in task.steps
@@ -137,7 +147,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
                     config, new_model(config, [task.steps[0].num_new], config.model.pretrained)
                 )
             )
-    memories = choose_memories(config, task, image_classes, selected)
+    memories = choose_memories(config, task, image_classes, selected, lists)
     return Plan(
         config=config,
         task=task,
@@ -152,7 +162,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
         split_sizes=split_sizes,
         finished=finished,
         base_network=base_network,
-        left_out=left_out,
+        left_out=(*left_out, *told),
     )
 
 

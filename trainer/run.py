@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from datasets.id_list import digest_ids
 from datasets.tasks import Step
 from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model
 from trainer.checks import ids_path, list_ids, uses_sync_batch_norm
@@ -140,6 +141,7 @@ def assess(session: Session, step: Step, entries: Sequence[Mapping[str, Any]]) -
         seconds=checkpoint["seconds"],
     )
     entry["checkpoint"] = checkpoint["chosen"]
+    entry["train_images_sha256"] = checkpoint.get("train_images_sha256")  # older checkpoints do not state it
     if plan.holdout_ids[step.index]:
         entry["holdout"] = score_on_holdout(plan, step, model, worker)
     groups = {name: value for name, value in entry.items() if name.startswith("miou") and value is not None}
@@ -185,4 +187,5 @@ def results_so_far(plan: Plan, entries: Sequence[Mapping[str, Any]], worker: Wor
         steps=entries,
         seed=config.seed,
         device=f"{worker.world_size} × {device}",
+        val_images_sha256=digest_ids(plan.val.ids),
     )

@@ -13,6 +13,7 @@ from models import MODELS
 from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model
 from trainer.config import Config, describe_difference, differing_fields, with_defaults
 from trainer.data import resolve_class_order
+from trainer.shared_base import base_file
 from utils.config.read import read_yaml
 from utils.distributed import Worker
 
@@ -172,7 +173,7 @@ def check_base(config: Config, task: Task, num_images: int) -> None:
     num_images: images of step 0 that are there. Raises FileNotFoundError or ValueError naming the file.
     """
     assert config.init_from is not None
-    checkpoint = load_checkpoint(config.init_from)
+    checkpoint = load_checkpoint(base_file(config.init_from))
     ours, theirs = list(task.class_names[: task.steps[0].num_new]), checkpoint["class_names"]
     if ours != theirs:
         raise ValueError(

@@ -17,6 +17,7 @@ from datasets import DATASETS
 from datasets.config import DataConfig
 from methods import METHODS, Method
 from models import MODELS, ModelOptions
+from trainer.shared_base import BaseStep
 from utils.config.fields import differing_fields as compare
 from utils.config.fields import mentions, merge, without
 from utils.config.read import apply_overrides, describe_errors, name_in, read_yaml
@@ -190,8 +191,9 @@ class Config(Section):
     """The network: its name, or a mapping of its name and fields."""
     train: TrainConfig
     """Optimisation."""
-    init_from: Path | None = None
-    """Checkpoint of another run whose classes are those of step 0: this run starts at step 1 from it."""
+    init_from: BaseStep | None = None
+    """Checkpoint of another run whose classes are those of step 0: this run starts at step 1 from it. A path, an
+    address (`https://…`, with `#sha256=HEX` if it is known), or a name of docs/base_models.json."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of every step's training images that is held out, for tuning and for the choice of a checkpoint."""
     checkpoint: Literal["last", "best_holdout", "best_validation"] = "last"

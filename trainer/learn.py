@@ -29,6 +29,7 @@ from trainer.network import Network, make_parts
 from trainer.plan import Plan
 from trainer.progress import MidStepSaves, clear_progress
 from trainer.session import Session
+from trainer.shared_base import base_file
 from trainer.step import train_step
 from utils.distributed import seed_everything
 from utils.files import write_atomic
@@ -166,7 +167,7 @@ def take_over(session: Session, path: Path) -> None:
     config, plan = session.config, session.plan
     step = plan.task.steps[0]
     assert config.init_from is not None
-    base = load_checkpoint(config.init_from)
+    base = load_checkpoint(base_file(config.init_from))
     names = ", ".join(plan.task.new_class_names(step))
     session.log.info(f"step 0: {names}; taken from {config.init_from}")
     method = method_of_step(config.method, 0, step.num_new)

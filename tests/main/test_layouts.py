@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,10 @@ LEARNS = (  # long enough to tell classes apart
 
 
 @pytest.fixture(autouse=True)
-def _draw_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots and report take longer than these trainings."""
     for name in ("write_plots", "draw_report"):
         monkeypatch.setattr(trainer.run, name, lambda *_: None)
-    yield
 
 
 def train_rank(rank: int, num_ranks: int, config: Config) -> None:

@@ -1,18 +1,15 @@
 """Backbones from timm, and how they want their input."""
 
 import difflib
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-Weights = dict[str, Tensor]
+from models.pretrained import Weights, load_weights
 
 
 def pixel_statistics(backbone: str) -> tuple[Tensor, Tensor]:
@@ -95,29 +92,6 @@ def build_vit(
     if isinstance(pretrained, str):
         load_weights(vit, name, pretrained, checkpoint_filter_fn)
     return vit
-
-
-def load_weights(
-    backbone: nn.Module, name: str, path: str, convert: Callable[[Weights, Any], Weights]
-) -> None:
-    """Load a state dict of timm's model `name`; what the backbone lacks, such as the head, is left out.
-
-    convert: (weights of the file, backbone) -> weights by the backbone's names.
-    Raises ValueError naming the file where it cannot be read or lacks a weight.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"model.pretrained: no file '{path}'; give the path of a state dict, true or false")
-    try:
-        weights = load_state_dict(path, weights_only=True)  # older versions of timm would run code in it
-        missing = backbone.load_state_dict(convert(weights, backbone), strict=False).missing_keys
-    except Exception as error:  # a foreign or damaged pickle raises whatever its bytes happen to mean
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"model.pretrained: '{path}' does not hold weights of '{name}': {reason}") from error
-    if missing:
-        raise ValueError(
-            f"model.pretrained: '{path}' does not hold weights of '{name}': it lacks {', '.join(missing[:3])}"
-            f"{' …' if len(missing) > 3 else ''}"
-        )
 
 
 def _rename_flat(weights: Weights, backbone: nn.Module) -> Weights:

@@ -14,6 +14,7 @@ from models.backbone import build_vit
 from models.base import ModelOptions, SegmentationModel, Start
 from models.closed_form import join_maps
 from models.output import SegOutput, most_likely, upsample
+from models.pretrained import load_decoder
 
 
 class ClassTokens(nn.Module):
@@ -138,6 +139,8 @@ class Segmenter(SegmentationModel):
             options.num_heads,
             options.drop_path,
         )
+        if isinstance(options.pretrained, str):
+            load_decoder(self.decoder, options.pretrained)
         self.classifier = ClassTokens(options.channels, num_classes)
 
     @property

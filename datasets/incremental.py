@@ -47,7 +47,7 @@ def select_training_images(
 def training_table(task: Task, step: Step, train_on: str) -> Table:
     """Table (256,) uint8 from data set ids to the labels of a step: its classes', or all seen ones'; else 0."""
     table = task.remap_table()
-    labelled = step.seen_classes if train_on == "seen" else step.new_classes
+    labelled = task.labelled_classes(step, train_on)
     table[~np.isin(table, [*labelled, IGNORE_INDEX])] = 0
     return table
 

@@ -18,10 +18,10 @@ from datasets.incremental import select_training_images
 from datasets.long_side import reduce_label
 from datasets.masks import MaskCoding, read_mask
 from datasets.source import SegmentationDataset
-from datasets.tasks import IGNORE_INDEX, Task, build_task
+from datasets.tasks import IGNORE_INDEX, Task
 from datasets.unreadable import explain
 from trainer.config import Config, load_config
-from trainer.data import open_split, read_lists, resolve_class_order
+from trainer.data import make_task, open_split, read_lists
 from utils.arguments import add_config, new_parser
 from utils.errors import DataError
 from utils.files import write_atomic
@@ -149,7 +149,7 @@ def check_data(config: Config) -> tuple[list[str], dict[str, int]]:
     if len(splits) == 2:
         problems += find_duplicates(splits["train"], splits["val"])
         try:
-            task = build_task(config.task, datasets["train"].classes, resolve_class_order(config))
+            task = make_task(config, datasets["train"].classes)
             lists, _ = read_lists(config, datasets["train"], task, splits["train"].image_classes)
         except (ValueError, OSError) as error:
             problems += str(error).splitlines()

@@ -15,6 +15,7 @@ from pydantic import Field, StrictInt, ValidationError, field_validator
 
 from datasets import DATASETS
 from datasets.config import DataConfig
+from datasets.domains import is_domain_task
 from methods import METHODS, Method
 from models import MODELS, ModelOptions
 from trainer.shared_base import BaseStep
@@ -170,7 +171,8 @@ class Config(Section):
         "false} for loss.output_distillation.weight and loss.pseudo_label.kind; docs/configuration.md lists them"
     }
     task: str | list[list[str]]
-    """'15-1' (15 classes, then one a step), 'offline', or lists of class names, one a step."""
+    """'15-1' (15 classes, then one a step), 'offline', lists of class names, one a step, or 'domains_11-5' (Cityscapes:
+    11 cities, then 5 a step, all classes known)."""
     class_order: str | list[StrictInt] | None = None
     """Order in which a named task learns: data set ids, 0 first, or a published order such as '15-1_b' (VOC)."""
     setting: Literal["overlap", "disjoint", "partitioned"] = "overlap"
@@ -326,6 +328,12 @@ def check_method(config: Config) -> list[str]:
         problems.append(
             f"method.name: {config.method.name} compares the stages of a convolutional backbone, which model.name "
             f"{config.model.name} has not; use model.name deeplabv3, or another method"
+        )
+    if method.needs_new_classes and is_domain_task(config.task):
+        able = ", ".join(name for name, other in METHODS.items() if not other.needs_new_classes)
+        problems.append(
+            f"method.name: {config.method.name} needs new classes in every step, and task {config.task} brings domains "
+            f"instead; use one of {able}"
         )
     return problems + method.check(config)
 

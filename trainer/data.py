@@ -1,24 +1,34 @@
 """The data of a run: its splits, class order, class index and memories."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from datasets import DATASETS
 from datasets.class_index import index_classes
+from datasets.domains import build_domain_task, images_of_steps, is_domain_task, pool_splits
 from datasets.file_dataset import FileDataset, check_libraries
 from datasets.image_lists import ImageLists, read_image_lists
 from datasets.memory import select_memories
 from datasets.source import SegmentationDataset
-from datasets.tasks import Task
+from datasets.tasks import Task, build_task
 from datasets.unreadable import Unreadable
 from trainer.config import Config
 from utils.errors import DataError
 
 
 def open_split(config: Config, split: str, problems: list[str] | None = None) -> SegmentationDataset:
-    """Open the configured data set's 'train' or 'val' split; `problems`: as `Source.open` takes them."""
-    return DATASETS[config.data.name].open(config.data, split, problems)
+    """Open the configured data set's 'train' or 'val' split; `problems`: as `Source.open` takes them.
+
+    A task of domains takes its training and its validation images out of both splits.
+    """
+    source = DATASETS[config.data.name]
+    if not is_domain_task(config.task) or source.domains is None:
+        return source.open(config.data, split, problems)
+    both = [source.open(config.data, name, problems) for name in ("train", "val")]
+    assert isinstance(both[0], FileDataset)
+    assert isinstance(both[1], FileDataset)
+    return pool_splits(both[0], both[1], source.domains)[("train", "val").index(split)]
 
 
 def open_splits(config: Config) -> tuple[SegmentationDataset, SegmentationDataset]:
@@ -35,6 +45,15 @@ def open_splits(config: Config) -> tuple[SegmentationDataset, SegmentationDatase
     if errors:
         raise errors[0]
     return opened[0], opened[1]
+
+
+def make_task(config: Config, classes: Sequence[str]) -> Task:
+    """Return the configured task over the classes of the data set; raises ValueError."""
+    if is_domain_task(config.task):
+        if config.class_order is not None:
+            raise ValueError("class_order: a task of domains knows every class from step 0 on; leave it out")
+        return build_domain_task(str(config.task), classes, DATASETS[config.data.name].domains)
+    return build_task(config.task, classes, resolve_class_order(config))
 
 
 def resolve_class_order(config: Config) -> list[int] | None:
@@ -85,7 +104,13 @@ def read_lists(
 
     Raises FileNotFoundError or DataError, the latter also where a list shows no class of its step.
     """
-    folder = config.data.image_lists
+    folder, domains = config.data.image_lists, DATASETS[config.data.name].domains
+    if task.domains and domains is not None:
+        if folder is not None:
+            raise ValueError(
+                "data.image_lists: a task of domains gives every step the images of its domains; leave it out"
+            )
+        return ImageLists(images_of_steps(train.ids, task, domains), None), ()
     if folder is None:
         return None, ()
     lists = read_image_lists(folder, train, task, config.setting, needs_base=config.init_from is None)

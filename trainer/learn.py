@@ -82,7 +82,7 @@ def name_images(session: Session, step: Step) -> None:
     """Say how many images the step learns from, and write their ids into the run's folder."""
     plan, log = session.plan, session.log
     image_ids = plan.image_ids[step.index]
-    log.info(f"step {step.index}: {', '.join(plan.task.new_class_names(step))}; {len(image_ids)} images")
+    log.info(f"step {step.index}: {', '.join(plan.task.new_names(step))}; {len(image_ids)} images")
     if session.config.memory.size and step.index > 0:
         num_kept, size = len(plan.memory_ids[step.index]), session.config.memory.size
         log.info(f"memory: {num_kept} of these images, of at most {size}, are of earlier steps")
@@ -113,7 +113,8 @@ def start_step(session: Session, step: Step) -> Learner:
         method.modules = make_parts(method, config)
         restore_method(method, checkpoint, worker.device)
         network = Network(model, method.modules)
-        method.add_classes(model, step.num_new)
+        if step.num_new:
+            method.add_classes(model, step.num_new)
         if method.needs_old_model:
             old_model = restore_model(config, checkpoint, worker.device).eval().requires_grad_(False)
     method.model = network.model

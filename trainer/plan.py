@@ -1,15 +1,17 @@
 """The plan of a run: everything that can be known before training, checked before training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from datasets import DATASETS
+from datasets.domains import images_of_steps
 from datasets.file_dataset import FileDataset, check_libraries
 from datasets.incremental import ValidationDataset, evaluation_table, select_training_images
 from datasets.selection import SETTINGS, select_images, split_holdout
 from datasets.source import SegmentationDataset
-from datasets.tasks import Step, Task, build_task
+from datasets.tasks import Step, Task
 from datasets.transforms import EvaluateTransform
 from methods import METHODS
 from trainer.checkpoint import checkpoint_path, new_model
@@ -22,14 +24,7 @@ from trainer.checks import (
     finished_steps,
 )
 from trainer.config import Config
-from trainer.data import (
-    choose_memories,
-    index_splits,
-    open_split,
-    open_splits,
-    read_lists,
-    resolve_class_order,
-)
+from trainer.data import choose_memories, index_splits, make_task, open_split, open_splits, read_lists
 from trainer.network import Network, new_network
 from trainer.sampling import TrainSampler
 from utils.distributed import Worker, seed_everything
@@ -49,6 +44,16 @@ class Evaluation:
         table = evaluation_table(self.task, step, config.evaluate.future, self.val.background_is_void)
         transform = EvaluateTransform(config.train.crop_size, config.evaluate.mode)
         return ValidationDataset(self.val, image_ids, table, transform)
+
+    def so_far(self, step: Step) -> "Evaluation":
+        """Return what a step is scored on: all of it, in a task of domains the images of the domains so far."""
+        domains = DATASETS[self.config.data.name].domains
+        if not self.task.domains or domains is None or not isinstance(self.val, FileDataset):
+            return self
+        groups = images_of_steps(self.val.ids, self.task, domains)[: step.index + 1]
+        ids = {image_id for group in groups for image_id in group}
+        samples = {i: files for i, files in self.val.samples.items() if i in ids}
+        return replace(self, val=replace(self.val, samples=samples))
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
     check_config(config, worker)
     worker.main_only(lambda: check_run_dir(config))
     train, val = open_splits(config)
-    task = build_task(config.task, train.classes, resolve_class_order(config))
+    task = make_task(config, train.classes)
     image_classes, left_out = worker.main_only(lambda: index_splits(config, train, val))
     lists, told = read_lists(config, train, task, image_classes)
     of_steps = None if lists is None else lists.steps
@@ -129,7 +134,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
     check_selection(config, task, selected)
     split_sizes = {
         setting: [len(select_images(image_classes, task, step, setting)) for step in task.steps]
-        for setting in SETTINGS
+        for setting in (() if task.domains else SETTINGS)
     }
     finished = worker.main_only(lambda: finished_steps(config, task))
     if len(finished) < len(task.steps):
@@ -174,7 +179,7 @@ def open_evaluation(config: Config) -> Evaluation:
     val = open_split(config, "val")
     if isinstance(val, FileDataset):
         check_libraries()
-    return Evaluation(config, build_task(config.task, val.classes, resolve_class_order(config)), val)
+    return Evaluation(config, make_task(config, val.classes), val)
 
 
 def describe(plan: Plan, worker: Worker) -> str:
@@ -184,18 +189,19 @@ def describe(plan: Plan, worker: Worker) -> str:
     lines = [
         config.to_yaml(),
         *plan.left_out,
-        f"{'step':>4}  {'train':>6}  {'held out':>8}  {'val':>6}  {'iterations':>10}  {'parameters':>11}  new classes",
+        f"{'step':>4}  {'train':>6}  {'held out':>8}  {'val':>6}  {'iterations':>10}  {'parameters':>11}  "
+        f"new {'domains' if task.domains else 'classes'}",
     ]
     for step in task.steps:
-        if step.index > 0:
+        if step.index > 0 and step.num_new:
             model.grow(step.num_new)
         num_parameters = sum(p.numel() for p in model.parameters())
         lines.append(
             f"{step.index:>4}  {len(plan.image_ids[step.index]):>6}  {len(plan.holdout_ids[step.index]):>8}  "
             f"{len(plan.val.ids):>6}  {plan.num_iterations(step, worker):>10}  {num_parameters:>11,}  "
-            f"{', '.join(task.new_class_names(step))}"
+            f"{', '.join(task.new_names(step))}"
         )
-    lines += ["", "Images that show a class of each step, by setting:"]
+    lines += ["", "Images that show a class of each step, by setting:"] if plan.split_sizes else []
     lines += [
         f"| {config.data.name} | {task.name} | {setting} | {', '.join(map(str, sizes))} |"
         for setting, sizes in plan.split_sizes.items()

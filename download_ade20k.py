@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.download.archives import unpack
-from tools.download.fetching import UsageError, fetch
 from utils.arguments import new_parser
+from utils.download.archives import unpack
+from utils.download.fetching import UsageError, fetch
 from utils.errors import explain
 
 EXAMPLES = """

@@ -21,6 +21,9 @@ class DataConfig(NamedSection):
     """Processes that read images, a rank."""
     train_on: Literal["step", "seen"] = "step"
     """Images and labels a step learns from: its own classes', or those of every class so far (`joint`)."""
+    image_lists: Path | None = None
+    """Folder with lists of every step's training images, in a format that others publish; null selects them as
+    `setting` says."""
     on_error: Literal["raise", "skip"] = "raise"
     """An image or mask that cannot be read ends the run, or is left out (in training: replaced by the step's next
     image), counted and named."""

@@ -1,8 +1,10 @@
-"""Lists of image ids, which say what of a split is used: a text file with one id a line."""
+"""Lists of image ids, which say what of a split is used: a text file with one id a line; and their digest."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,11 @@ from datasets.file_dataset import FileDataset, read_lines
 from utils.errors import DataError
 
 MAX_NAMED = 10
+
+
+def digest_ids(ids: Iterable[str]) -> str:
+    """SHA-256 of image ids as a set: their UTF-8 lines, sorted; equal ones have the same images, in whatever order."""
+    return hashlib.sha256("".join(f"{image_id}\n" for image_id in sorted(set(ids))).encode()).hexdigest()
 
 
 def keep_listed(

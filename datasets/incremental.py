@@ -21,14 +21,25 @@ Table = npt.NDArray[np.uint8]
 
 
 def select_training_images(
-    image_classes: Mapping[str, Collection[int]], task: Task, step: Step, setting: str, train_on: str
+    image_classes: Mapping[str, Collection[int]],
+    task: Task,
+    step: Step,
+    setting: str,
+    train_on: str,
+    lists: Sequence[Collection[str]] | None = None,
 ) -> list[str]:
-    """Ids of the images that step `step` trains on: its own, or with train_on='seen' those of every step so far."""
+    """Ids of the images that step `step` trains on: its own, or with train_on='seen' those of every step so far.
+
+    lists: the images of every step, where files give them; None selects them as `setting` says. Images that
+    `image_classes` lacks, because they cannot be read, are left out.
+    """
     first = 0 if train_on == "seen" else step.index
     chosen = {
         image_id
         for index in range(first, step.index + 1)
-        for image_id in select_images(image_classes, task, index, setting)
+        for image_id in (
+            select_images(image_classes, task, index, setting) if lists is None else lists[index]
+        )
     }
     return [image_id for image_id in image_classes if image_id in chosen]
 
@@ -36,7 +47,7 @@ def select_training_images(
 def training_table(task: Task, step: Step, train_on: str) -> Table:
     """Table (256,) uint8 from data set ids to the labels of a step: its classes', or all seen ones'; else 0."""
     table = task.remap_table()
-    labelled = step.seen_classes if train_on == "seen" else step.new_classes
+    labelled = task.labelled_classes(step, train_on)
     table[~np.isin(table, [*labelled, IGNORE_INDEX])] = 0
     return table
 

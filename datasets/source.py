@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from datasets.config import DataConfig, FilesConfig
+from datasets.domains import Domains
 from datasets.file_dataset import FileDataset
 from datasets.id_list import keep_listed
 from utils.images import Colour, UInt8Array
@@ -54,6 +55,7 @@ class Source:
     options: its section of the config.
     classes: names by data set id, background first; None where the files themselves name them.
     class_orders: published learning orders by name, as data set ids, 0 first.
+    domains: what a domain-incremental task learns; None where there are none.
     """
 
     open: Callable[[Any, str, list[str] | None], SegmentationDataset]
@@ -61,6 +63,7 @@ class Source:
     options: type[DataConfig] = DataConfig
     classes: tuple[str, ...] | None = None
     class_orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    domains: Domains | None = None
 
     @property
     def lies_in_files(self) -> bool:
@@ -73,6 +76,7 @@ def file_source(
     how_to_get: str,
     classes: tuple[str, ...] | None,
     class_orders: Mapping[str, tuple[int, ...]] | None = None,
+    domains: Domains | None = None,
 ) -> Source:
     """The source of a data set whose splits `open_split` finds below a root, of which the config may take a part."""
 
@@ -82,4 +86,4 @@ def file_source(
         id_list: Path | None = getattr(options, field_name)
         return dataset if id_list is None else keep_listed(dataset, id_list, f"data.{field_name}", problems)
 
-    return Source(open_configured, how_to_get, FilesConfig, classes, class_orders or {})
+    return Source(open_configured, how_to_get, FilesConfig, classes, class_orders or {}, domains)

@@ -57,13 +57,23 @@ class Task:
     """The classes of a data set in the order in which they are learned, cut into steps.
 
     `class_names[c]` and `class_ids[c]` are the name and the data set id of contiguous id c; entry 0 is
-    background.
+    background. `domains` are those of every step where steps bring domains instead of classes: step 0 then knows
+    every class, and all are labelled in every step.
     """
 
     name: str
     class_names: tuple[str, ...]
     class_ids: tuple[int, ...]
     steps: tuple[Step, ...]
+    domains: tuple[tuple[str, ...], ...] = ()
+
+    def labelled_classes(self, step: Step, train_on: str = "step") -> tuple[int, ...]:
+        """Ids that are labelled in a step's images: its own, with train_on='seen' or domains all seen ones."""
+        return step.seen_classes if train_on == "seen" or self.domains else step.new_classes
+
+    def new_names(self, step: Step) -> tuple[str, ...]:
+        """What the step brings, for people: its classes, or its domains."""
+        return self.domains[step.index] if self.domains else self.new_class_names(step)
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -133,6 +133,8 @@ class Method:
     """Whether the step has iterations; false where `begin_step` does all there is to do."""
     needs_base_images: ClassVar[bool] = False
     """Whether step 1 goes over the base step's images where the base step's checkpoint has no state of the method."""
+    needs_new_classes: ClassVar[bool] = True
+    """Whether a step without new classes, as tasks of domains have them, means nothing to the method."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Other fields of the config that the method sets where neither file nor command line does."""
 

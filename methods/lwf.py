@@ -21,6 +21,7 @@ class LwF(Method):
 
     options: Options
     needs_old_model = True
+    needs_new_classes = False
 
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
         """Return cross-entropy and output distillation."""

@@ -17,6 +17,7 @@ class MiB(Method):
 
     options: Options
     needs_old_model = True
+    needs_new_classes = False
 
     def add_classes(self, model: SegmentationModel, num_new: int) -> None:
         """Let background and new classes share what the background scored (eq. 10)."""

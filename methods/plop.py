@@ -38,6 +38,7 @@ class PLOP(Method):
 
     options: Options
     needs_old_model = True
+    needs_new_classes = False
     needs_stages = True
 
     def add_classes(self, model: SegmentationModel, num_new: int) -> None:
@@ -78,4 +79,5 @@ class PLOP(Method):
         joined = join_new_to_background(output.grid_logits, self.num_old)
         total = total + options.logit_weight * local_pod(joined, old.grid_logits)[0]
         num_classes = self.num_old + self.num_new
-        return math.sqrt(num_classes / self.num_new) * (total / (len(output.stages) + 2))
+        # A step of new domains has no new class; none of the scores moves then.
+        return math.sqrt(num_classes / (self.num_new or num_classes)) * (total / (len(output.stages) + 2))

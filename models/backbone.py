@@ -1,20 +1,16 @@
 """Backbones from timm, and how they want their input."""
 
 import difflib
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from models.depthwise import speed_up_dilated_depthwise
-
-Weights = dict[str, Tensor]
+from models.pretrained import Weights, flat, load_weights
 
 
 def pixel_statistics(backbone: str) -> tuple[Tensor, Tensor]:
@@ -100,63 +96,10 @@ def build_vit(
     return vit
 
 
-def load_weights(
-    backbone: nn.Module, name: str, path: str, convert: Callable[[Weights, Any], Weights]
-) -> None:
-    """Load a state dict of timm's model `name`; what the backbone lacks, such as the head, is left out.
-
-    convert: (weights of the file, backbone) -> weights by the backbone's names.
-    Raises ValueError naming the file where it cannot be read, lacks a weight, holds weights that timm's model has not,
-    or others than finite ones.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"model.pretrained: no file '{path}'; give the path of a state dict, true or false")
-    try:
-        weights = load_state_dict(path, weights_only=True)  # older versions of timm would run code in it
-    except Exception as error:  # torch's own words advise to let the file run code
-        raise ValueError(
-            f"model.pretrained: '{path}' does not hold weights of '{name}': it is damaged, or no file of weights alone"
-        ) from error
-    try:
-        missing, left = backbone.load_state_dict(convert(weights, backbone), strict=False)
-    except Exception as error:  # a foreign or damaged pickle raises whatever its bytes happen to mean
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"model.pretrained: '{path}' does not hold weights of '{name}': {reason}") from error
-    if missing:
-        raise ValueError(
-            f"model.pretrained: '{path}' does not hold weights of '{name}': it lacks {', '.join(missing[:3])}"
-            f"{' …' if len(missing) > 3 else ''}"
-        )
-    known = _names_in_timm(name) if left else set()
-    unknown = [key for key in left if _flat(key) not in known]
-    if unknown:
-        raise ValueError(
-            f"model.pretrained: '{path}' holds weights that '{name}' has not: {', '.join(unknown[:3])}"
-            f"{' …' if len(unknown) > 3 else ''}; it is of another model, perhaps a deeper one: name that one in "
-            "model.backbone, or give the right file"
-        )
-    broken = [key for key, x in backbone.state_dict().items() if not x.isfinite().all()]
-    if broken:
-        raise ValueError(
-            f"model.pretrained: '{path}' holds weights that are not finite: {', '.join(broken[:3])}; get the file anew"
-        )
-
-
-def _names_in_timm(name: str) -> set[str]:
-    """The flat names of all weights of timm's model, of its head and of what a feature extractor leaves out, too."""
-    with torch.device("meta"):
-        return {_flat(key) for key in timm.create_model(name, pretrained=False).state_dict()}
-
-
-def _flat(key: str) -> str:
-    """Some of timm's feature extractors flatten the names of the model: stages.0 is stages_0 there."""
-    return key.replace(".", "_")
-
-
 def _rename_flat(weights: Weights, backbone: nn.Module) -> Weights:
     """Weights by the backbone's names; what it lacks keeps its own."""
-    names = {_flat(key): key for key in backbone.state_dict()}
-    return {names.get(_flat(key), key): tensor for key, tensor in weights.items()}
+    names = {flat(key): key for key in backbone.state_dict()}
+    return {names.get(flat(key), key): tensor for key, tensor in weights.items()}
 
 
 def convert_to_sync_batch_norm(model: nn.Module) -> nn.Module:

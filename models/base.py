@@ -30,7 +30,8 @@ class ModelOptions(NamedSection):
     backbone: str = "resnet101"
     """Name of the backbone in timm."""
     pretrained: bool | str = True
-    """ImageNet weights of the backbone: true fetches timm's, a path reads a state dict, false starts at random."""
+    """ImageNet weights of the backbone: true fetches timm's, a path reads a state dict (of timm, torchvision, MiB's
+    in-place ABN or the authors' Segmenter), false starts at random."""
     channels: int = Field(256, ge=1, le=MAX_CHANNELS)
     """Channels of the features that are distilled."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.backbone import build_vit
 from models.base import MAX_CHANNELS, ModelOptions, SegmentationModel, Start
 from models.output import SegOutput, most_likely, upsample
+from models.pretrained import load_decoder
 
 
 class ClassTokens(nn.Module):
@@ -137,6 +138,8 @@ class Segmenter(SegmentationModel):
             options.num_heads,
             options.drop_path,
         )
+        if isinstance(options.pretrained, str):
+            load_decoder(self.decoder, options.pretrained)
         self.classifier = ClassTokens(options.channels, num_classes)
 
     @property

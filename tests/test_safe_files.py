@@ -13,7 +13,7 @@ from tests.support.paths import ROOT
 
 SKIPPED = {".venv", "venv", "runs", "data_root", "data", "build"}
 UNPACKER = (
-    "tools/download/archives.py"  # checks every member of an archive first (tests/tools/test_downloads.py)
+    "utils/download/archives.py"  # checks every member of an archive first (tests/tools/test_downloads.py)
 )
 # The test of a refused pickle has to write one.
 PICKLES = {"tests/trainer/test_checkpoint.py"}
@@ -130,7 +130,7 @@ def test_the_tree_is_searched() -> None:
         "main.py",
         "models/saved.py",
         "models/backbone.py",
-        "tools/download/archives.py",
+        "utils/download/archives.py",
         "tests/support/cli.py",
     } <= names
 

@@ -6,7 +6,7 @@ Reads every image and mask of both splits. Exit code 0: nothing found; 2: proble
 import argparse
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +18,10 @@ from datasets.incremental import select_training_images
 from datasets.long_side import reduce_label
 from datasets.masks import MaskCoding, read_mask
 from datasets.source import SegmentationDataset
-from datasets.tasks import IGNORE_INDEX, Task, build_task
+from datasets.tasks import IGNORE_INDEX, Task
 from datasets.unreadable import explain
 from trainer.config import Config, load_config
-from trainer.data import open_split, resolve_class_order
+from trainer.data import make_task, open_split, read_lists
 from utils.arguments import add_config, add_overwrite, fail, new_parser, to_path
 from utils.errors import DataError
 from utils.files import check_output, write_atomic
@@ -104,7 +104,9 @@ def find_duplicates(train: Split, val: Split) -> list[str]:
     ]
 
 
-def find_gaps(task: Task, splits: Mapping[str, Split], config: Config) -> list[str]:
+def find_gaps(
+    task: Task, splits: Mapping[str, Split], config: Config, lists: Sequence[Collection[str]] | None
+) -> list[str]:
     """Name the classes that no image shows and the steps that have no image, or fewer than a batch."""
     problems = []
     for name, split in splits.items():
@@ -116,7 +118,7 @@ def find_gaps(task: Task, splits: Mapping[str, Split], config: Config) -> list[s
         ]
     classes = splits["train"].image_classes
     for step in task.steps:
-        count = len(select_training_images(classes, task, step, config.setting, config.data.train_on))
+        count = len(select_training_images(classes, task, step, config.setting, config.data.train_on, lists))
         if count < config.train.batch_size:
             names = ", ".join(task.new_class_names(step))
             problems.append(
@@ -147,11 +149,12 @@ def check_data(config: Config) -> tuple[list[str], dict[str, int]]:
     if len(splits) == 2:
         problems += find_duplicates(splits["train"], splits["val"])
         try:
-            task = build_task(config.task, datasets["train"].classes, resolve_class_order(config))
-        except ValueError as error:
+            task = make_task(config, datasets["train"].classes)
+            lists, _ = read_lists(config, datasets["train"], task, splits["train"].image_classes)
+        except (ValueError, OSError) as error:
             problems += str(error).splitlines()
         else:
-            problems += find_gaps(task, splits, config)
+            problems += find_gaps(task, splits, config, None if lists is None else lists.steps)
     return list(dict.fromkeys(problems)), {name: split.num_images for name, split in splits.items()}
 
 

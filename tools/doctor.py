@@ -159,13 +159,22 @@ def check_config(config: Config) -> Iterator[Finding]:
             yield Finding(what, "missing or wrong", f"{explain(error)} ({advice}set data.root)")
     yield check_weights(config.model.backbone, config.model.pretrained)
     if config.init_from is not None:
-        is_there = config.init_from.is_file()
-        fix = "" if is_there else "init_from: no such file; train the base step, or set it to null"
-        yield Finding("init_from", MISSING if fix else str(config.init_from), fix)
+        yield check_base(config.init_from)
     if config.logging.wandb is not None:
         is_there = importlib.util.find_spec("wandb") is not None
         fix = "" if is_there else "`pip install wandb`, or set logging.wandb to null"
         yield Finding("wandb", MISSING if fix else "installed", fix)
+
+
+def check_base(init_from: str) -> Finding:
+    """Look for the base step that a run starts from; nothing is fetched."""
+    from trainer.shared_base import is_address, read_registry
+
+    if is_address(init_from) or init_from in read_registry():
+        return Finding("init_from", f"{init_from}, which the run fetches where it is not in the cache")
+    is_there = Path(init_from).is_file()
+    fix = "" if is_there else "init_from: no such file; train the base step, or set it to null"
+    return Finding("init_from", MISSING if fix else init_from, fix)
 
 
 def check_weights(backbone: str, pretrained: bool | str) -> Finding:

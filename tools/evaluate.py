@@ -40,6 +40,7 @@ def evaluate_model(
     """
     evaluation = open_evaluation(config)
     step = step_of(info, evaluation.task)
+    evaluation = evaluation.so_far(step)
     validation = validate(evaluation, step, model, worker)
     if validation.unreadable.problems and worker.is_main:
         print(validation.unreadable.describe())

@@ -17,8 +17,8 @@ from pathlib import Path
 # Started by its path, as download_voc.sh does from any folder, Python looks for modules beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.download.archives import unpack
-from tools.download.fetching import ALGORITHMS, UsageError, fetch
+from utils.download.archives import unpack
+from utils.download.fetching import ALGORITHMS, UsageError, fetch
 from utils.errors import explain
 
 

@@ -8,14 +8,13 @@ compete.
 """
 
 import argparse
-import os
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from tools.summary.groups import Row, mixed_fields, select, summarize
-from tools.summary.records import read_table
-from tools.summary.runs import Run, read_run
+from tools.summary.images import describe_image_differences
+from tools.summary.records import read_runs
+from tools.summary.runs import Run
 from tools.summary.table import FORMATS
 from utils.arguments import add_overwrite, fail, new_parser, to_path
 from utils.files import check_output, write_atomic
@@ -23,6 +22,7 @@ from utils.files import check_output, write_atomic
 EXAMPLES = """
 python -m tools.summarize runs/*
 python -m tools.summarize runs/* --group-by method,train.lr_incremental --format latex --plot comparison.png
+python -m tools.summarize runs/voc_* --published --method PLOP
 python -m tools.summarize docs/results/voc_animals.jsonl runs/* --where "setting=overlap,log=animals_*|mine_*"
 """
 
@@ -47,6 +47,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="fields of results.json or config.yaml whose runs belong together; variant: the row of an ablation, else "
         "the method; default: method,task",
     )
+    what.add_argument(
+        "--published",
+        action="store_true",
+        help="add the published rows of the runs' data sets, tasks and settings (docs/published.tsv), marked; the "
+        "figures show runs only",
+    )
+    what.add_argument(
+        "--method", metavar="NAME", help="of published rows take this method's only, such as PLOP"
+    )
     how = parser.add_argument_group("output")
     how.add_argument("--format", choices=FORMATS, default="md", help="of the table; default: md")
     how.add_argument("--plot", type=to_path, metavar="FILE", help="write a figure there (PNG)")
@@ -55,26 +64,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_overwrite(how)
     return parser
-
-
-def read_runs(paths: Iterable[Path]) -> list[Run]:
-    """Read every run that the paths name; raises ValueError or OSError naming a path, a file or a line."""
-    runs: list[Run] = []
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path}: no such folder; name folders of runs, such as runs/*, or tables of them"
-            )
-        if path.suffix == ".jsonl" and not path.is_dir():
-            runs += read_table(path)
-        elif os.path.lexists(path / "config.yaml"):
-            runs.append(read_run(path))
-    if not runs:
-        raise ValueError(
-            "none of these is the folder of a run, which holds config.yaml, or a table of runs; name some, such as "
-            "runs/*"
-        )
-    return runs
 
 
 def write_figures(args: argparse.Namespace, rows: Sequence[Row], runs: Sequence[Run]) -> None:
@@ -94,16 +83,38 @@ def write_figures(args: argparse.Namespace, rows: Sequence[Row], runs: Sequence[
         write_atomic(args.plot_classes, draw_per_class_iou(runs[0].results))
 
 
-def print_remarks(rows: Sequence[Row], runs: Sequence[Run], on_stdout: bool) -> None:
-    """Name rows whose runs differ in more than the seed, and runs that have not finished."""
+def add_published(
+    args: argparse.Namespace, rows: Sequence[Row], group_by: Sequence[str]
+) -> tuple[list[Row], list[str]]:
+    """Return the published rows that are asked for, and the lines to print about them."""
+    if args.method is not None and not args.published:
+        raise ValueError(f"--method {args.method}: chooses among published rows; add --published")
+    if not args.published:
+        return [], []
+    from tools.published.registry import read_rows
+    from tools.published.table_rows import LEGEND, published_rows
+
+    found, uncounted = published_rows(rows, group_by, read_rows(), args.method)
+    told = ["", "Published, in no column:", "", *uncounted] if uncounted else []
+    return found, ["", LEGEND if found else "No published row stands in the table.", *told]
+
+
+def print_remarks(rows: Sequence[Row], runs: Sequence[Run], told: Sequence[str], on_stdout: bool) -> None:
+    """Print what is told of published rows; name rows whose runs differ in more than the seed, runs that have not seen
+    the same images, and runs that have not finished.
+    """
     # Beside a format for machines they must not stand in it.
     out = sys.stdout if on_stdout else sys.stderr
     for row in rows:
-        if mixed := mixed_fields(row):
+        if mixed := mixed_fields(row.runs):
             print(
                 f"\n{' · '.join(row.key)} mixes runs that differ in {', '.join(mixed)}; see --group-by",
                 file=out,
             )
+    for line in told:
+        print(line, file=out)
+    for line in describe_image_differences([run for run in runs if run.is_complete]):
+        print(f"\n{line}", file=out)
     incomplete = [run for run in runs if not run.is_complete]
     if incomplete:
         print("\nIncomplete, in no mean:\n", file=out)
@@ -126,10 +137,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             runs = select(runs, args.where)
         rows = summarize(runs, group_by)
         write_figures(args, rows, runs)
+        published, uncounted = add_published(args, rows, group_by)
     except (ValueError, OSError) as error:
         fail(parser, error)
-    print(FORMATS[args.format](rows, group_by), end="")
-    print_remarks(rows, runs, on_stdout=args.format == "md")
+    print(FORMATS[args.format]([*rows, *published], group_by), end="")
+    print_remarks(rows, runs, uncounted, on_stdout=args.format == "md")
     return 0
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from datasets import DATASETS
 from datasets.source import SegmentationDataset
-from datasets.tasks import Task, build_task
+from datasets.tasks import Task
 from methods import METHODS
 from models import MODELS
 from trainer.checkpoint import RERUN, checkpoint_path, load_checkpoint, restore_model
 from trainer.config import Config, describe_difference, differing_fields, with_defaults
-from trainer.data import resolve_class_order
+from trainer.data import make_task
+from trainer.shared_base import base_file
 from utils.config.read import read_yaml
 from utils.console import check_environment
 from utils.distributed import Worker
@@ -52,7 +53,7 @@ def check_config(config: Config, worker: Worker) -> None:
     classes = DATASETS[config.data.name].classes
     if classes is not None and (config.class_order is None or isinstance(config.task, str)):
         try:
-            build_task(config.task, classes, resolve_class_order(config))
+            make_task(config, classes)
         except ValueError as error:
             problems.append(str(error))
     if problems:
@@ -233,7 +234,7 @@ def check_selection(config: Config, task: Task, selected: list[tuple[list[str], 
     for step, (ids, held_out) in zip(task.steps, selected, strict=True):
         if ids or (step.index == 0 and config.init_from is not None):
             continue
-        where = f"step {step.index} ({', '.join(task.new_class_names(step))})"
+        where = f"step {step.index} ({', '.join(task.new_names(step))})"
         if held_out:
             raise ValueError(
                 f"val_fraction: {config.val_fraction} holds out all {len(held_out)} training images of {where}; "
@@ -251,7 +252,7 @@ def check_base(config: Config, task: Task, num_images: int) -> None:
     num_images: images of step 0 that are there. Raises FileNotFoundError or ValueError naming the file.
     """
     assert config.init_from is not None
-    checkpoint = load_checkpoint(config.init_from)
+    checkpoint = load_checkpoint(base_file(config.init_from))
     ours, theirs = list(task.class_names[: task.steps[0].num_new]), checkpoint["class_names"]
     if ours != theirs:
         raise ValueError(

@@ -14,8 +14,10 @@ from pydantic import AfterValidator, Field, StrictInt, ValidationError, field_va
 
 from datasets import DATASETS
 from datasets.config import DataConfig
+from datasets.domains import is_domain_task
 from methods import METHODS, Method
 from models import MODELS, ModelOptions
+from trainer.shared_base import BaseStep
 from utils.config.fields import differing_fields as compare
 from utils.config.fields import mentions, merge, without
 from utils.config.read import apply_overrides, describe_errors, name_in, read_yaml
@@ -178,7 +180,8 @@ class Config(Section):
         "false} for loss.output_distillation.weight and loss.pseudo_label.kind; docs/configuration.md lists them"
     }
     task: str | list[list[str]]
-    """'15-1' (15 classes, then one a step), 'offline', or lists of class names, one a step."""
+    """'15-1' (15 classes, then one a step), 'offline', lists of class names, one a step, or 'domains_11-5' (Cityscapes:
+    11 cities, then 5 a step, all classes known)."""
     class_order: str | list[StrictInt] | None = None
     """Order in which a named task learns: data set ids, 0 first, or a published order such as '15-1_b' (VOC)."""
     setting: Literal["overlap", "disjoint", "partitioned"] = "overlap"
@@ -199,8 +202,9 @@ class Config(Section):
     """The network: its name, or a mapping of its name and fields."""
     train: TrainConfig
     """Optimisation."""
-    init_from: Path | None = None
-    """Checkpoint of another run whose classes are those of step 0: this run starts at step 1 from it."""
+    init_from: BaseStep | None = None
+    """Checkpoint of another run whose classes are those of step 0: this run starts at step 1 from it. A path, an
+    address (`https://…`, with `#sha256=HEX` if it is known), or a name of docs/base_models.json."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of every step's training images that is held out, for tuning and for the choice of a checkpoint."""
     checkpoint: Literal["last", "best_holdout", "best_validation"] = "last"
@@ -331,6 +335,12 @@ def check_method(config: Config) -> list[str]:
         problems.append(
             f"method.name: {config.method.name} compares the stages of a convolutional backbone, which model.name "
             f"{config.model.name} has not; use model.name deeplabv3, or another method"
+        )
+    if method.needs_new_classes and is_domain_task(config.task):
+        able = ", ".join(name for name, other in METHODS.items() if not other.needs_new_classes)
+        problems.append(
+            f"method.name: {config.method.name} needs new classes in every step, and task {config.task} brings domains "
+            f"instead; use one of {able}"
         )
     return problems + method.check(config)
 

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets.id_list import digest_ids
 from datasets.incremental import StepDataset, ValidationDataset, training_table
 from datasets.tasks import IGNORE_INDEX, Step
 from datasets.transforms import EvaluateTransform, TrainTransform
@@ -29,6 +30,7 @@ from trainer.network import Network, make_parts
 from trainer.plan import Plan
 from trainer.progress import MidStepSaves, clear_progress
 from trainer.session import Session
+from trainer.shared_base import base_file
 from trainer.step import train_step
 from utils.distributed import seed_everything
 from utils.files import write_atomic
@@ -70,6 +72,7 @@ def learn(session: Session, step: Step) -> None:
         if model.closed_form is not None:
             description["described_by"] = list(model.closed_form.described_by)
         description |= {"chosen": chosen, "num_train_images": len(dataset), "seconds": seconds}
+        description["train_images_sha256"] = digest_ids(dataset.image_ids)
         description |= {"parts": method.modules.state_dict(), "method_state": method.state}
         worker.main_only(lambda: save_checkpoint(path, model, **description))
         worker.main_only(lambda: clear_progress(run_dir, step.index))
@@ -79,7 +82,7 @@ def name_images(session: Session, step: Step) -> None:
     """Say how many images the step learns from, and write their ids into the run's folder."""
     plan, log = session.plan, session.log
     image_ids = plan.image_ids[step.index]
-    log.info(f"step {step.index}: {', '.join(plan.task.new_class_names(step))}; {len(image_ids)} images")
+    log.info(f"step {step.index}: {', '.join(plan.task.new_names(step))}; {len(image_ids)} images")
     if session.config.memory.size and step.index > 0:
         num_kept, size = len(plan.memory_ids[step.index]), session.config.memory.size
         log.info(f"memory: {num_kept} of these images, of at most {size}, are of earlier steps")
@@ -110,7 +113,8 @@ def start_step(session: Session, step: Step) -> Learner:
         method.modules = make_parts(method, config)
         restore_method(method, checkpoint, worker.device)
         network = Network(model, method.modules)
-        method.add_classes(model, step.num_new)
+        if step.num_new:
+            method.add_classes(model, step.num_new)
         if method.needs_old_model:
             old_model = restore_model(config, checkpoint, worker.device).eval().requires_grad_(False)
     method.model = network.model
@@ -165,7 +169,7 @@ def take_over(session: Session, path: Path) -> None:
     config, plan = session.config, session.plan
     step = plan.task.steps[0]
     assert config.init_from is not None
-    base = load_checkpoint(config.init_from)
+    base = load_checkpoint(base_file(config.init_from))
     names = ", ".join(plan.task.new_class_names(step))
     session.log.info(f"step 0: {names}; taken from {config.init_from}")
     method = method_of_step(config.method, 0, step.num_new)
@@ -177,6 +181,7 @@ def take_over(session: Session, path: Path) -> None:
             f"({', '.join(method.modules)}); they start at step 1"
         )
     told = {name: base[name] for name in ("chosen", "num_train_images", "seconds")}
+    told["train_images_sha256"] = base.get("train_images_sha256")
     save(path, {**carried, **describe_checkpoint(plan, step, base["num_classes"]), **told})
 
 

@@ -1,15 +1,17 @@
 """The plan of a run: everything that can be known before training, checked before training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from datasets import DATASETS
+from datasets.domains import images_of_steps
 from datasets.file_dataset import FileDataset, check_libraries
 from datasets.incremental import ValidationDataset, evaluation_table, select_training_images
 from datasets.selection import SETTINGS, select_images, split_holdout
 from datasets.source import SegmentationDataset
-from datasets.tasks import Step, Task, build_task
+from datasets.tasks import Step, Task
 from methods import method_of_step
 from trainer.checkpoint import checkpoint_path, new_model
 from trainer.checks import (
@@ -26,9 +28,10 @@ from trainer.data import (
     choose_memories,
     evaluate_transform,
     index_splits,
+    make_task,
     open_split,
     open_splits,
-    resolve_class_order,
+    read_lists,
 )
 from trainer.network import Network, new_network
 from trainer.sampling import TrainSampler
@@ -48,6 +51,16 @@ class Evaluation:
         config = self.config
         table = evaluation_table(self.task, step, config.evaluate.future, self.val.background_is_void)
         return ValidationDataset(self.val, image_ids, table, evaluate_transform(config))
+
+    def so_far(self, step: Step) -> "Evaluation":
+        """Return what a step is scored on: all of it, in a task of domains the images of the domains so far."""
+        domains = DATASETS[self.config.data.name].domains
+        if not self.task.domains or domains is None or not isinstance(self.val, FileDataset):
+            return self
+        groups = images_of_steps(self.val.ids, self.task, domains)[: step.index + 1]
+        ids = {image_id for group in groups for image_id in group}
+        samples = {i: files for i, files in self.val.samples.items() if i in ids}
+        return replace(self, val=replace(self.val, samples=samples))
 
 
 @dataclass(frozen=True)
@@ -114,12 +127,14 @@ def prepare(config: Config, worker: Worker) -> Plan:
     check_config(config, worker)
     saved = worker.main_only(lambda: check_run_dir(config))
     train, val = open_splits(config)
-    task = build_task(config.task, train.classes, resolve_class_order(config))
+    task = make_task(config, train.classes)
     worker.main_only(lambda: check_classes(config, task, train, saved))
     image_classes, remarks = worker.main_only(lambda: index_splits(config, train, val))
+    lists, told = read_lists(config, train, task, image_classes)
+    of_steps = None if lists is None else lists.steps
     selected = [
         split_holdout(
-            select_training_images(image_classes, task, step, config.setting, config.data.train_on),
+            select_training_images(image_classes, task, step, config.setting, config.data.train_on, of_steps),
             config.val_fraction,
         )
         for step in task.steps
@@ -127,7 +142,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
     check_selection(config, task, selected)
     split_sizes = {
         setting: [len(select_images(image_classes, task, step, setting)) for step in task.steps]
-        for setting in SETTINGS
+        for setting in (() if task.domains else SETTINGS)
     }
     finished = worker.main_only(lambda: finished_steps(config, task))
     if len(finished) < len(task.steps):
@@ -145,7 +160,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
                     config, new_model(config, [task.steps[0].num_new], config.model.pretrained)
                 )
             )
-    memories = choose_memories(config, task, image_classes, selected)
+    memories = choose_memories(config, task, image_classes, selected, lists)
     return Plan(
         config=config,
         task=task,
@@ -160,7 +175,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
         split_sizes=split_sizes,
         finished=finished,
         base_network=base_network,
-        remarks=(*remarks, *task.remarks),
+        remarks=(*remarks, *told, *task.remarks),
     )
 
 
@@ -172,7 +187,7 @@ def open_evaluation(config: Config) -> Evaluation:
     val = open_split(config, "val")
     if isinstance(val, FileDataset):
         check_libraries()
-    return Evaluation(config, build_task(config.task, val.classes, resolve_class_order(config)), val)
+    return Evaluation(config, make_task(config, val.classes), val)
 
 
 def describe(plan: Plan, worker: Worker) -> str:
@@ -182,18 +197,19 @@ def describe(plan: Plan, worker: Worker) -> str:
     lines = [
         config.to_yaml(),
         *plan.remarks,
-        f"{'step':>4}  {'train':>6}  {'held out':>8}  {'val':>6}  {'iterations':>10}  {'parameters':>11}  new classes",
+        f"{'step':>4}  {'train':>6}  {'held out':>8}  {'val':>6}  {'iterations':>10}  {'parameters':>11}  "
+        f"new {'domains' if task.domains else 'classes'}",
     ]
     for step in task.steps:
-        if step.index > 0:
+        if step.index > 0 and step.num_new:
             model.grow(step.num_new)
         num_parameters = sum(p.numel() for p in model.parameters())
         lines.append(
             f"{step.index:>4}  {len(plan.image_ids[step.index]):>6}  {len(plan.holdout_ids[step.index]):>8}  "
             f"{len(plan.val.ids):>6}  {plan.num_iterations(step, worker):>10}  {num_parameters:>11,}  "
-            f"{', '.join(task.new_class_names(step))}"
+            f"{', '.join(task.new_names(step))}"
         )
-    lines += ["", "Images that show a class of each step, by setting:"]
+    lines += ["", "Images that show a class of each step, by setting:"] if plan.split_sizes else []
     lines += [
         f"| {config.data.name} | {task.name} | {setting} | {', '.join(map(str, sizes))} |"
         for setting, sizes in plan.split_sizes.items()

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from datasets.id_list import digest_ids
 from datasets.tasks import Step
 from trainer.checkpoint import RERUN, checkpoint_path, load_checkpoint, restore_model
 from trainer.checks import digest_of_classes, ids_path, list_ids, uses_sync_batch_norm
@@ -25,7 +26,7 @@ from utils.errors import explain
 from utils.files import write_atomic
 from utils.lock import lock
 from utils.logging import RunLog
-from utils.metrics import pixel_flow
+from utils.metrics import mean_iou, pixel_flow
 from utils.report.html import write_html_report
 from utils.report.results import SCORES, build_results, make_step_entry
 from utils.report.run_files import save_confusion, write_plots, write_results, write_task
@@ -102,7 +103,8 @@ def describe_run(session: Session) -> None:
             class_list=digest_of_classes(plan.train),
         )
     log.info(
-        f"{run_dir}: {config.method.name} on {config.data.name} {task.name} ({config.setting}), "
+        f"{run_dir}: {config.method.name} on {config.data.name} {task.name} "
+        f"({'domain' if task.domains else config.setting}), "
         f"{worker.world_size} × {worker.device.type}"
     )
     if config.train.sync_bn and worker.world_size > 1 and not uses_sync_batch_norm(config, worker):
@@ -126,7 +128,8 @@ def assess(session: Session, step: Step, entries: Sequence[Mapping[str, Any]]) -
     plan, config, worker, log = session.plan, session.config, session.worker, session.log
     checkpoint = load_checkpoint(checkpoint_path(config.run_dir, step.index), remedy=RERUN)
     model = restore_model(config, checkpoint, worker.device).eval()
-    validation = validate(plan.evaluation, step, model, worker)
+    evaluation = plan.evaluation.so_far(step)
+    validation = validate(evaluation, step, model, worker)
     if validation.unreadable.problems:
         log.info(validation.unreadable.describe())
     class_names = plan.task.class_names[: step.num_classes]
@@ -139,10 +142,18 @@ def assess(session: Session, step: Step, entries: Sequence[Mapping[str, Any]]) -
         num_new=step.num_new,
         num_base=plan.task.steps[0].num_new,
         num_train_images=checkpoint["num_train_images"],
-        num_val_images=len(plan.val.ids) - len(validation.unreadable.problems),
+        num_val_images=len(evaluation.val.ids) - len(validation.unreadable.problems),
         seconds=checkpoint["seconds"],
     )
     entry["checkpoint"] = checkpoint["chosen"]
+    entry["train_images_sha256"] = checkpoint.get("train_images_sha256")  # older checkpoints do not state it
+    if plan.task.domains:
+        entry["domains"] = list(plan.task.domains[step.index])
+        whole = validate(plan.evaluation, step, model, worker)
+        entry["all_domains"] = {
+            "miou": mean_iou(whole.iou, step.seen_classes),
+            "num_val_images": len(plan.val.ids),
+        }
     if plan.holdout_ids[step.index]:
         entry["holdout"] = score_on_holdout(plan, step, model, worker)
     groups = {name: value for name, value in entry.items() if name.startswith("miou") and value is not None}
@@ -181,11 +192,13 @@ def results_so_far(plan: Plan, entries: Sequence[Mapping[str, Any]], worker: Wor
     device = torch.cuda.get_device_name(worker.device) if worker.device.type == "cuda" else "cpu"
     return build_results(
         task=plan.task.name,
-        setting=config.setting,
+        setting="domain" if plan.task.domains else config.setting,
         method=config.method.name,
         dataset=config.data.name,
         class_names=plan.task.class_names,
         steps=entries,
         seed=config.seed,
         device=f"{worker.world_size} × {device}",
+        val_images_sha256=digest_ids(plan.val.ids),
+        num_steps=len(plan.task.steps),
     )

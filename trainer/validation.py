@@ -53,7 +53,7 @@ def score_on_holdout(plan: Plan, step: Step, model: SegmentationModel, worker: W
     unreadable = Unreadable(data.on_error, data.max_skipped, len(holdout), where)
     confusion = evaluate(model, dataset, step.num_classes, config, worker, unreadable, where)
     iou = iou_per_class(confusion, dataset.shows_background)
-    labelled = step.seen_classes if config.data.train_on == "seen" else step.new_classes
+    labelled = plan.task.labelled_classes(step, config.data.train_on)
     averaged = [c for c in labelled if not np.isnan(iou[c])]
     return {
         "classes": [plan.task.class_names[c] for c in averaged],

@@ -54,7 +54,7 @@ def test_every_tool_that_a_page_names_exists(page: str) -> None:
 )  # toys have fields, too
 def test_every_field_that_a_page_names_is_in_the_configuration(page: str) -> None:
     sections = "data|model|train|memory|evaluate|logging|distributed|method"
-    pattern = re.compile(rf"(?:--set )?((?:{sections})\.(?!py$)[a-z_]+)(?:[=:].*)?")
+    pattern = re.compile(rf"(?:--set )?((?:{sections})\.(?!(?:py|json)$)[a-z_]+)(?:[=:].*)?")
     named = {match[1] for code in inline_code(page) if (match := pattern.fullmatch(code))}
     assert [name for name in sorted(named) if name not in PAGES["docs/configuration.md"]] == []
 

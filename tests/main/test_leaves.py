@@ -43,7 +43,14 @@ def test_results_hold_the_documented_keys_and_types(place: Workplace, name: str)
         "class_names": list,
         "steps": list,
     }
-    types |= {"seed": int, "device": str, "versions": dict, "miou_avg": float}
+    types |= {
+        "seed": int,
+        "device": str,
+        "versions": dict,
+        "miou_avg": float,
+        "val_images_sha256": str,
+        "num_steps": int,
+    }
     assert {key: type(results[key]) for key in types} == types
     assert results.keys() - types.keys() == {"commit"}
     for index, step in enumerate(results["steps"]):
@@ -58,6 +65,7 @@ def test_results_hold_the_documented_keys_and_types(place: Workplace, name: str)
             "without_background",
             "checkpoint",
             "groups",
+            "train_images_sha256",
             *numbers,
         }
         assert all(step[key] is None or step[key] >= 0 for key in numbers - {"forgetting"})

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.downloads import Server, read_tree, run, run_fetch
 from tests.support.paths import ROOT as REPOSITORY
-from tools.download import fetching
+from utils.download import fetching
 
 
 def test_a_later_run_continues_the_partial_file(server: Server, tmp_path: Path) -> None:

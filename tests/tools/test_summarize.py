@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.published import write_finished_run
 from tools.summarize import main
 from tools.summary.figure import name_rows, style
 from tools.summary.groups import summarize
@@ -254,3 +255,34 @@ def test_files_beside_the_runs_are_passed_over_and_fields_may_have_blanks_betwee
     (tmp_path / "notes.txt").write_text("seed 3 ran beside other work")
     assert main([*runs, str(tmp_path / "notes.txt"), "--group-by", "method, task"]) == 0
     assert capsys.readouterr().out == expected
+
+
+def test_published_rows_stand_marked_in_the_columns_of_their_counting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(write_finished_run(tmp_path / "run", [50_000] + [700] * 15 + [300] * 5))
+    assert main([run, "--published", "--method", "mib", "--group-by", "method"]) == 0
+    rows, told = capsys.readouterr().out.split("\n\n", 1)
+    cells = {line.split(" | ")[0]: line.split(" | ")[1:] for line in rows.splitlines()}
+    # Published without background: under 'w/o bg', where runs compete among themselves only.
+    mib = cells["| MiB (2002.00718) †"]
+    assert (mib[0], mib[1], mib[6]) == ("published", "–", "29.7")
+    assert cells["| mbs"][6] == "**60.0**"
+    assert cells["| MiB (2002.00718 (re-implemented in PLOP 2011.11390)) †"][1] == "29.3"
+    assert "† published (docs/published.tsv" in told
+    uncounted = [line for line in told.splitlines() if line.startswith("- MiB")]
+    assert any("all 32.2; whether background counts in all is not known" in line for line in uncounted)
+    with pytest.raises(SystemExit):
+        main([run, "--method", "mib"])
+    assert "add --published" in capsys.readouterr().err
+
+
+def test_runs_that_have_not_seen_the_same_images_are_named(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run, digest in zip(runs[:2], ("a" * 64, "b" * 64), strict=True):
+        path = Path(run) / "results.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "val_images_sha256": digest}))
+    assert main(runs) == 0
+    told = f"{runs[0]} (aaaaaaaaaaaa) | {runs[1]} (bbbbbbbbbbbb)"
+    assert f"these runs have not seen the same validation images: {told}" in capsys.readouterr().out

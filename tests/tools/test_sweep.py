@@ -220,7 +220,8 @@ def test_a_sweep_that_grows_leaves_what_is_there_as_it_is_and_starts_the_new_run
         base_steps = {run.config.log: run.config.init_from for run in runs}
         start = "voc_15-1_overlap_"
         return {
-            name.removeprefix(start): base.parts[-3] if base else None for name, base in base_steps.items()
+            name.removeprefix(start): Path(base).parts[-3] if base else None
+            for name, base in base_steps.items()
         }
 
     mine, other = "voc_15-1_overlap_finetune_seed1", "voc_15-1_overlap_ssul_seed0"

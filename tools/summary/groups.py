@@ -14,11 +14,15 @@ RIVALS = ("method", "variant")
 
 
 class Row(NamedTuple):
-    """The runs of one group, all complete, and their scores: (mean, deviation) as fractions, or None."""
+    """The runs of one group, all complete, and their scores: (mean, deviation) as fractions, or None.
+
+    published: the source of a published row, which has no runs; '' for runs.
+    """
 
     key: tuple[str, ...]
     runs: list[Run]
     scores: dict[str, tuple[float, float | None] | None]
+    published: str = ""
 
 
 def select(runs: Sequence[Run], where: str) -> list[Run]:
@@ -77,14 +81,14 @@ def mean_and_deviation(runs: Sequence[Run], score: str, step: int = -1) -> tuple
     return statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None
 
 
-def mixed_fields(row: Row) -> list[str]:
-    """Return the fields, but for the seed, that may change results and in which the runs of a row differ."""
-    fields = sorted({field for run in row.runs for field in run.fields})
+def mixed_fields(runs: Sequence[Run]) -> list[str]:
+    """Return the fields, but for the seed, that may change results and in which runs differ."""
+    fields = sorted({field for run in runs for field in run.fields})
     free = (*MAY_DIFFER, "seed", "init_from", "class_names")
     return [
         field
         for field in fields
-        if len({str(run.fields[field]) for run in row.runs if field in run.fields}) > 1
+        if len({str(run.fields[field]) for run in runs if field in run.fields}) > 1
         and not is_below(field, free)
     ]
 
@@ -94,8 +98,8 @@ def best_rows(rows: Sequence[Row], group_by: Sequence[str], score: str) -> set[i
     rivals: dict[tuple[str, ...], list[int]] = {}
     for index, row in enumerate(rows):
         rest = tuple(part for part, field in zip(row.key, group_by, strict=True) if field not in RIVALS)
-        competes = row.scores[score] is not None and row.runs[0].fields["method"] != "joint"
-        if competes:
+        competes = bool(row.runs) and row.runs[0].fields["method"] != "joint"
+        if competes and row.scores[score] is not None:
             rivals.setdefault(rest if set(RIVALS) & set(group_by) else (), []).append(index)
     sign = -1 if score == "forgetting" else 1
 

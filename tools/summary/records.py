@@ -5,8 +5,9 @@ results.json are left out too: they follow from `per_class_iou` (`utils.metrics.
 """
 
 import json
+import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,26 @@ from utils.errors import explain
 from utils.files import require_regular, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def read_runs(paths: Iterable[Path]) -> list[Run]:
+    """Read every run that the paths name; raises ValueError or OSError naming a path, a file or a line."""
+    runs: list[Run] = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path}: no such folder; name folders of runs, such as runs/*, or tables of them"
+            )
+        if path.suffix == ".jsonl" and not path.is_dir():
+            runs += read_table(path)
+        elif os.path.lexists(path / "config.yaml"):
+            runs.append(read_run(path))
+    if not runs:
+        raise ValueError(
+            "none of these is the folder of a run, which holds config.yaml, or a table of runs; name some, such as "
+            "runs/*"
+        )
+    return runs
 
 
 def read_table(path: Path) -> list[Run]:

@@ -29,8 +29,10 @@ class Run(NamedTuple):
 
     @property
     def is_complete(self) -> bool:
-        """Whether its last step has learned every class of the task."""
+        """Whether all steps are there; of older runs, which do not state their number, all classes."""
         steps = self.results["steps"]
+        if self.results.get("num_steps"):
+            return len(steps) == int(self.results["num_steps"])
         return bool(steps) and len(steps[-1]["per_class_iou"]) == len(self.results["class_names"])
 
     def field(self, name: str, option: str) -> str:

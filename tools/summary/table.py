@@ -26,7 +26,7 @@ def format_cells(
                     f"{plus_minus}{100 * deviation:.1f}" if deviation is not None else ""
                 )
             cells.append(bold(text) if index in best[score] else text)
-        table.append([*row.key, str(len(row.runs)), *cells])
+        table.append([*row.key, "published" if row.published else str(len(row.runs)), *cells])
     return table
 
 
@@ -73,6 +73,7 @@ def format_json(rows: Sequence[Row], group_by: Sequence[str]) -> str:
         {
             **dict(zip(group_by, row.key, strict=True)),
             "runs": [run.source for run in row.runs],
+            **({"published": row.published} if row.published else {}),
             "scores": {
                 score: None if found is None else {"mean": found[0], "std": found[1]}
                 for score, found in row.scores.items()

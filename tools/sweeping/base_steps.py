@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from methods import METHODS, Method
 from trainer.config import INCREMENTAL_ONLY, MAY_DIFFER, Config
+from trainer.shared_base import is_address
 from utils.config.fields import flatten, is_below
 from utils.config.read import read_yaml
 
@@ -39,7 +40,7 @@ def share_base_steps(runs: Sequence[PlannedRun], by_seed: bool) -> list[PlannedR
         for run in (first, *(run for run in members if run is not first)):
             base = begun.get(run.config.log, shared)
             if run.config.init_from is None and base != own_base(run.config):
-                config = run.config.model_copy(update={"init_from": base})
+                config = run.config.model_copy(update={"init_from": str(base)})
                 run = PlannedRun(config, [*run.arguments, *as_arguments([f"init_from={base}"])])
             ordered.append(run)
     return ordered
@@ -82,7 +83,7 @@ def own_base(config: Config) -> Path:
     return config.run_dir / "checkpoints" / "step_0.pth"
 
 
-def begun_from(config: Config) -> Path | None:
+def begun_from(config: Config) -> Path | str | None:
     """Return the checkpoint that a run on the disk takes its base step from, its own perhaps; None if it is not there.
 
     Raises ValueError or OSError naming a config.yaml that cannot be read.
@@ -91,7 +92,7 @@ def begun_from(config: Config) -> Path | None:
     if not path.is_file():
         return None
     base = read_yaml(path).get("init_from")
-    return Path(base) if base else own_base(config)
+    return own_base(config) if not base else base if is_address(base) else Path(base)
 
 
 def base_step(config: Config, by_seed: bool) -> str:

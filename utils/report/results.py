@@ -94,11 +94,14 @@ def build_results(
     steps: Sequence[Mapping[str, Any]],
     seed: int,
     device: str,
+    val_images_sha256: str | None = None,
+    num_steps: int | None = None,
 ) -> dict[str, Any]:
     """The whole of results.json from the `make_step_entry` of every finished step.
 
     `class_names` are all of the task, in learning order, background first. `miou_avg` is the mean of `miou_all` over
-    the steps so far, None without any.
+    the steps so far, None without any. `val_images_sha256` is the digest of the validation images' ids,
+    `num_steps` the number of steps of the task.
     """
     finished = [step["miou_all"] for step in steps if step["miou_all"] is not None]
     return {
@@ -111,6 +114,8 @@ def build_results(
         "miou_avg": sum(finished) / len(finished) if finished else None,
         "seed": seed,
         "device": device,
+        "val_images_sha256": val_images_sha256,
+        "num_steps": num_steps,
         **environment(),
     }
 

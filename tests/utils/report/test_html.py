@@ -65,8 +65,8 @@ def write_run(
             line = {"step": step, "iteration": iteration, "epoch": 0, "loss": sum(terms.values()), **terms}
             lines.append(json.dumps(line | {"lr": 0.1, "images_per_second": 9.0}) + "\n")
         lines.append(json.dumps({"step": step, "iteration": 2 * step + 1, "miou_all": 0.5}) + "\n")
-    facts = {"task": "2-1", "setting": "overlap", "method": "mbs", "dataset": "folder", "device": "cpu"}
-    results = build_results(class_names=names, steps=entries, seed=0, **facts)
+    facts: dict[str, Any] = {"task": "2-1", "setting": "overlap", "method": "mbs", "dataset": "folder"}
+    results = build_results(class_names=names, steps=entries, seed=0, device="cpu", **facts)
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "metrics.jsonl").write_text("".join(lines))
     (folder / "config.yaml").write_text("task: '<2-1>'\n")

@@ -28,7 +28,7 @@ def test_results_json_has_exactly_the_agreed_keys_and_values(tmp_path: Path, res
     assert loaded == results
     assert set(loaded) == {
         *("task", "setting", "method", "dataset", "class_names", "steps"),
-        *("seed", "commit", "versions", "device", "miou_avg"),
+        *("seed", "commit", "versions", "device", "miou_avg", "val_images_sha256", "num_steps"),
     }
     assert loaded["class_names"] == NAMES
     first, second = loaded["steps"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from tools.download.archives import check_archive
+from utils.download.archives import check_archive
 
 ATTEMPTS = 4
 TIMEOUT_SECONDS = 60

@@ -100,9 +100,7 @@ def _read_categories(
             + ("number them anew" if what == "id" else "two categories share a name, rename one")
             for value in repeated(values)
         ]
-    given = [
-        raw["id"] for raw in document.categories if isinstance(raw, dict) and type(raw.get("id")) is int
-    ]
+    given = [raw["id"] for raw in document.categories if isinstance(raw, dict) and type(raw.get("id")) is int]
     names = dict.fromkeys(given, None) | {c.id: c.name for c in categories}
     return names, {c.name: c.color for c in categories if c.color is not None}
 

@@ -73,7 +73,7 @@ class DeepLabV3(SegmentationModel):
         self.backbone, in_channels = build_backbone(
             options.backbone, options.pretrained, options.output_stride
         )
-        self.strides: list[int] = self.backbone.feature_info.reduction()  # type: ignore[operator, union-attr, assignment]
+        self.strides: list[int] = self.backbone.feature_info.reduction()  # type: ignore[operator, union-attr]
         rates = tuple(rate * 16 // options.output_stride for rate in (6, 12, 18))
         self.aspp = ASPP(in_channels, options.channels, rates)
         self.project = conv_bn_relu(self.aspp.out_channels, options.channels, 3)

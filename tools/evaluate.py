@@ -27,7 +27,7 @@ python -m tools.evaluate runs/demo/checkpoints/step_2.pth --set evaluate.mode=sl
 python -m tools.evaluate runs/voc/checkpoints/step_5.pth --data OTHER_ROOT
 torchrun --nproc_per_node=2 -m tools.evaluate runs/voc/checkpoints/step_5.pth
 """
-UNKNOWN = ("forgetting", "num_train_images", "seconds")
+UNKNOWN = ("forgetting", "num_train_images", "train_images_sha256", "seconds")
 """What the results of a run say of a step that its checkpoint alone does not."""
 
 

@@ -127,7 +127,7 @@ def test_the_memory_of_every_step_comes_from_memory_json(
     with pytest.raises(ValueError, match=r"memory\.size: 1 is less than the 2 images .* set it to 2"):
         prepare(tiny(tmp_path, "small", *fields, "memory.size=1"), WORKER)
     plan = prepare(tiny(tmp_path, "without", *fields), WORKER)
-    assert plan.left_out == (f"data.image_lists: {lists / 'memory.json'} is not used, as memory.size is 0",)
+    assert plan.remarks == (f"data.image_lists: {lists / 'memory.json'} is not used, as memory.size is 0",)
 
 
 def test_a_run_that_starts_from_another_s_base_step_needs_no_list_of_it(
@@ -219,7 +219,7 @@ def test_lists_of_another_task_are_refused_and_images_without_a_class_of_the_ste
     lists.mkdir()
     write_text(lists, split, [steps[0], [*steps[1], without]])
     fields = (*FIELDS, f"data.root={root}", f"data.image_lists={lists}")
-    (told,) = prepare(tiny(tmp_path, "one", *fields), WORKER).left_out
+    (told,) = prepare(tiny(tmp_path, "one", *fields), WORKER).remarks
     assert told == (
         f"data.image_lists: 1 of {len(steps[1]) + 1} images of step 1 show no class of it, such as '{without}'"
     )

@@ -170,7 +170,7 @@ def test_two_ranks_add_up_to_the_solution_of_one(folder: Path) -> None:
 def test_a_segmenter_is_solved_too(tmp_path: Path) -> None:
     config = tiny(tmp_path, "segmenter", *fields(tmp_path, *SEGMENTER, backbone="test_vit"))
     results = train(config)
-    width = timm.create_model("test_vit").embed_dim
+    width = cast(int, timm.create_model("test_vit").embed_dim)
     assert checkpoint(tmp_path, 1, "segmenter")["model"]["closed_form.weight"].shape == (5, 2 * width)
     assert len(results["steps"]) == 2
 

@@ -137,7 +137,7 @@ def list_commands(folder: Path) -> dict[str, tuple[list[str], dict[str, Any]]]:
         "ade20k": ([*data["ade20k"], *distil_only], {}),
         "folder": ([*data["folder"], "method.orthogonal=false"], {}),
         "sliding": (SLIDING, {}),
-        "diverged": (["train.lr_incremental=1e30"], {}),
+        "diverged": (["train.lr_incremental=1e12"], {}),
     }
 
 

@@ -303,7 +303,7 @@ def test_a_finished_run_of_another_config_is_a_failure_and_is_not_touched(
             {"config": "configs/demo.yaml", "methods": ["lfw"]},
             "sweep_lfw: --set: method.name: there is no 'lfw'",
         ),
-        ({"config": "configs/demo.yaml", "seeds": [True]}, r"sweep.yaml: seeds\.0: .* found True"),
+        ({"config": "configs/demo.yaml", "seeds": [True]}, r"sweep.yaml: seeds\.0: .* found true"),
         (
             {"config": "configs/demo.yaml", "variants": {"a": "seed=1"}},
             "sweep.yaml: variants: a: expected a list of --set arguments",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import trainer.run
-from tests.support.training import WORKER, tiny
+from tests.support.training import WORKER, tiny, train
 from trainer.plan import prepare
 from trainer.run import run
 
@@ -27,3 +27,17 @@ def test_plots_and_report_follow_the_last_step_and_earlier_ones_now_and_then_onl
     monkeypatch.setattr(trainer.run, "draw_report", lambda *_: drawn["report"].append(drawn["plots"][-1]))
     run(prepare(tiny(tmp_path, "run", STEPS), WORKER), WORKER)
     assert drawn == {"plots": drawn_after, "report": drawn_after}
+
+
+def test_a_report_that_cannot_be_written_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(run_dir: Path) -> None:
+        raise OSError(28, "No space left on device", str(run_dir / "report.html"))
+
+    monkeypatch.setattr("trainer.run.write_html_report", fail)
+    config = tiny(tmp_path, "unreported", "method=finetune")
+    assert len(train(config)["steps"]) == 2
+    told = capsys.readouterr().out
+    assert "warning: report.html was not written" in told
+    assert f"python -m tools.report {config.run_dir}" in told

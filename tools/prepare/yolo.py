@@ -12,7 +12,7 @@ from tools.prepare.checked import Checked, brief, check, clean_name, clean_path,
 from tools.prepare.files import find_below, list_below
 from tools.prepare.raster import XY, Area, Outline, Region, Size
 from tools.prepare.samples import Annotations, Format, Shape, count_names, draw_shapes, make_sample
-from utils.config.yaml_file import load_yaml
+from utils.documents import load_yaml
 from utils.errors import DataError
 
 TOLERANCE = 0.01
@@ -43,10 +43,7 @@ def read(args: argparse.Namespace) -> dict[str, Annotations]:
     """The splits of the YAML."""
     file: Path = args.source
     problems: list[str] = []
-    try:
-        document = check(Document, load_yaml(file), str(file), problems)
-    except RecursionError as error:
-        raise DataError(f"{file}: not valid YAML: its values are nested too deep") from error
+    document = check(Document, load_yaml(file), str(file), problems)
     names = {} if document is None else _read_names(file, document.names, problems)
     if document is None or not names:
         raise DataError(

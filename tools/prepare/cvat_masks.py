@@ -1,7 +1,11 @@
-"""CVAT's "Segmentation mask 1.1" (the zip, unpacked): PNGs in the colours of labelmap.txt."""
+"""CVAT's "Segmentation mask 1.1" (the zip, or its folder): PNGs in the colours of labelmap.txt."""
 
 import argparse
+import atexit
 import re
+import shutil
+import tempfile
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -10,17 +14,21 @@ from datasets.folder import IMAGE_SUFFIXES
 from tools.prepare.checked import clean_name
 from tools.prepare.files import list_below
 from tools.prepare.samples import Annotations, Format, Sample, draw_colours, make_sample
+from utils.download.archives import check_archive
 from utils.errors import DataError
 from utils.images import Colour
+from utils.units import format_size
 
 _MASKS = "SegmentationClass"
+MAX_UNPACKED = 4 << 30
+"""Bytes that a zip may hold: a small one can claim terabytes."""
 
 
 def read(args: argparse.Namespace) -> dict[str, Annotations]:
     """The masks of the folder, with the images of another one (or its JPEGImages/)."""
     root: Path = args.source
     if root.is_file():
-        raise DataError(f"{root}: is a file; unpack it (unzip {root.name} -d masks) and give the folder")
+        root = _unpack(root, args.images)
     labels = _read_labels(root / "labelmap.txt")
     folder = args.images or root / "JPEGImages"
     images: dict[str, list[Path]] = {}
@@ -42,6 +50,26 @@ def read(args: argparse.Namespace) -> dict[str, Annotations]:
         )
     colours = {label: colour for colour, label in labels.items()}
     return {"train": Annotations(samples, [*labels.values()], folder, colours)}
+
+
+def _unpack(file: Path, images: Path | None) -> Path:
+    """Return a folder with the masks of a zip, which goes when the program ends; DataError for any other file."""
+    if images is None:
+        raise DataError(
+            f"{file}: give the folder of its images (--images), or unpack the zip and give its folder"
+        )
+    try:
+        check_archive(file)
+        with zipfile.ZipFile(file) as zipped:
+            size = sum(member.file_size for member in zipped.infolist())
+            if size > MAX_UNPACKED:
+                raise ValueError(f"{format_size(size)} unpacked; allowed are {format_size(MAX_UNPACKED)}")
+            folder = Path(tempfile.mkdtemp(prefix="masks_"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            zipped.extractall(folder)
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file}: no zip that can be read ({error}); export it again") from error
+    return folder
 
 
 def _read_labels(file: Path) -> dict[Colour, str]:
@@ -68,14 +96,16 @@ def _read_labels(file: Path) -> dict[Colour, str]:
 
 
 def _add_arguments(what: argparse._ArgumentGroup) -> None:
-    what.add_argument("source", type=Path, metavar="FOLDER", help="holds labelmap.txt and SegmentationClass/")
+    what.add_argument(
+        "source", type=Path, metavar="FOLDER", help="or its zip: labelmap.txt, SegmentationClass/"
+    )
     what.add_argument(
         "--images", type=Path, metavar="FOLDER", help="where the images lie; default: its JPEGImages/"
     )
 
 
 CVAT_MASKS = Format(
-    "CVAT's masks ('Segmentation mask 1.1', unpacked)",
+    "CVAT's masks ('Segmentation mask 1.1', the zip or its folder)",
     "cvat-masks masks/ --images photos/ --output fruit",
     _add_arguments,
     read,

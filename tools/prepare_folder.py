@@ -15,7 +15,8 @@ import argparse
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +58,8 @@ def run(args: argparse.Namespace) -> list[str]:
     named, notes = name_samples(found)
     notes = [*(note for annotations in found.values() for note in annotations.notes), *notes]
     notes += find_unused(found, output)
-    try:
+    with _told_with_problems(outside, named):
         classes, more = choose_classes(found, args.classes)
-    except ValueError as error:
-        raise ValueError("\n".join([*outside, *_problems_of(named), str(error)])) from error
     colours = find_colours(found, classes)
     settings = {
         "format": args.format,
@@ -69,7 +68,8 @@ def run(args: argparse.Namespace) -> list[str]:
         "classes": classes,
     }
     check_settings(output, settings)
-    splits = split_samples(named, args.val_fraction, output)
+    with _told_with_problems(outside, named):
+        splits = split_samples(named, args.val_fraction, output)
     jobs = plan_jobs(args, splits, classes, colours)
     findings = list(map_in_processes(check_sample, jobs, args.num_workers, "checking", "image"))
     notes += [note for finding in findings for note in finding.notes]
@@ -88,8 +88,14 @@ def run(args: argparse.Namespace) -> list[str]:
     return []
 
 
-def _problems_of(named: Mapping[str, Sequence[Sample]]) -> list[str]:
-    return [problem for samples in named.values() for sample in samples for problem in sample.problems]
+@contextmanager
+def _told_with_problems(outside: Sequence[str], named: Mapping[str, Sequence[Sample]]) -> Iterator[None]:
+    """Put the problems known so far before a ValueError, which may come of them."""
+    try:
+        yield
+    except ValueError as error:
+        known = [problem for samples in named.values() for sample in samples for problem in sample.problems]
+        raise ValueError("\n".join([*outside, *known, str(error)])) from error
 
 
 def _refuse(

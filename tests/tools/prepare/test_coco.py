@@ -214,3 +214,20 @@ def test_panoptic_ids_are_read_from_all_three_channels(
     arguments = write_coco(tmp_path / "panoptic.json", annotations, categories=categories)
     told = fails(capsys, *arguments, "--output", tmp_path / "third")
     assert "a.png: holds segments that segments_info does not list: [5]; mend one of them" in told
+
+
+def test_problems_are_told_where_they_leave_no_image_at_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "photos" / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": "6", "width": 8}],
+        "categories": [{"id": 1, "name": "pear"}, {"id": 1, "name": "kiwi"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1, 2, 3, 4, 5, 6, 7]]}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    arguments = ["coco", str(tmp_path / "coco.json"), "--images", str(tmp_path / "photos")]
+    told = fails(capsys, *arguments, "--output", tmp_path / "out")
+    for what in ("found the id 1 twice", "height: found '6'", "found 7 numbers", "no image for train"):
+        assert what in told
+    assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ from datasets.folder import IMAGE_SUFFIXES
 from tools.prepare.checked import clean_name
 from tools.prepare.files import list_below
 from tools.prepare.samples import Annotations, Format, Sample, draw_colours, make_sample
-from utils.download.archives import check_archive
+from utils.download.archives import check_archive, extract
 from utils.errors import DataError
 from utils.images import Colour
 from utils.units import format_size
@@ -64,9 +64,9 @@ def _unpack(file: Path, images: Path | None) -> Path:
             size = sum(member.file_size for member in zipped.infolist())
             if size > MAX_UNPACKED:
                 raise ValueError(f"{format_size(size)} unpacked; allowed are {format_size(MAX_UNPACKED)}")
-            folder = Path(tempfile.mkdtemp(prefix="masks_"))
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            zipped.extractall(folder)
+        folder = Path(tempfile.mkdtemp(prefix="masks_"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        extract(file, folder)
     except (ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{file}: no zip that can be read ({error}); export it again") from error
     return folder

@@ -44,7 +44,7 @@ def unpack(archive: Path, destination: Path, root: str) -> None:
         shutil.rmtree(staging)
     staging.mkdir(parents=True)
     try:
-        _extract(archive, staging)
+        extract(archive, staging)
         _merge(_find_root(archive, staging, root), destination)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{archive}: damaged archive: {error}. Remove it, run again") from error
@@ -79,7 +79,8 @@ def _check_zip_members(zipped: zipfile.ZipFile) -> None:
             raise ValueError(f"unreadable archive: member {member.filename!r} is encrypted")
 
 
-def _extract(archive: Path, folder: Path) -> None:
+def extract(archive: Path, folder: Path) -> None:
+    """Unpack an archive into a folder; ValueError where a member would land outside it or is no file or folder."""
     if not tarfile.is_tarfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             _check_zip_members(zipped)

@@ -13,7 +13,7 @@ from tests.support.paths import ROOT
 
 SKIPPED = {".venv", "venv", "runs", "data_root", "data", "build"}
 UNPACKER = (
-    "utils/download/archives.py"  # checks every member of an archive first (tests/tools/test_downloads.py)
+    "utils/download/archives.py"  # checks every member of an archive first (tests/tools/test_unpacking.py)
 )
 # The test of a refused pickle has to write one.
 PICKLES = {"tests/trainer/test_checkpoint.py"}

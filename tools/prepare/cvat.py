@@ -29,6 +29,7 @@ from tools.prepare.samples import (
     count_names,
     draw_shapes,
     make_sample,
+    read_splits,
 )
 from utils.errors import DataError
 
@@ -138,10 +139,7 @@ def _read_point(text: str) -> XY:
 
 def read(args: argparse.Namespace) -> dict[str, Annotations]:
     """The annotations of the XML, and of that of the validation images where one is given."""
-    found = {"train": read_cvat(args.source, args.images, args.allow_outside)}
-    if args.val:
-        found["val"] = read_cvat(args.val, args.val_images or args.images, args.allow_outside)
-    return found
+    return read_splits(args, partial(read_cvat, allow_outside=args.allow_outside))
 
 
 def read_cvat(file: Path, folder: Path, allow_outside: bool) -> Annotations:

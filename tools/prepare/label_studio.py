@@ -35,6 +35,7 @@ from tools.prepare.samples import (
     count_names,
     draw_shapes,
     make_sample,
+    read_splits,
 )
 from utils.errors import DataError
 
@@ -175,10 +176,7 @@ class Packed(NamedTuple):
 
 def read(args: argparse.Namespace) -> dict[str, Annotations]:
     """The annotations of the JSON, and of that of the validation images where one is given."""
-    found = {"train": read_label_studio(args.source, args.images, args.allow_outside)}
-    if args.val:
-        found["val"] = read_label_studio(args.val, args.val_images or args.images, args.allow_outside)
-    return found
+    return read_splits(args, partial(read_label_studio, allow_outside=args.allow_outside))
 
 
 def read_label_studio(file: Path, folder: Path, allow_outside: bool) -> Annotations:

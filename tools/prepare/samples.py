@@ -199,6 +199,16 @@ def count_names(names: Sequence[str], what: str = "images") -> str:
     return f"{len(names)} {what} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
 
 
+def read_splits(
+    args: argparse.Namespace, read: Callable[[Path, Path], Annotations]
+) -> dict[str, Annotations]:
+    """What `read` makes of each file that the arguments of `add_json_and_images` name, and of its images' folder."""
+    found = {"train": read(args.source, args.images)}
+    if args.val:
+        found["val"] = read(args.val, args.val_images or args.images)
+    return found
+
+
 def add_json_and_images(what: argparse._ArgumentGroup, kind: str) -> None:
     """Add the arguments of a format with one file (of this kind) for all images."""
     what.add_argument("source", type=Path, metavar=kind, help="annotations of the training images")

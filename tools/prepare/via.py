@@ -17,6 +17,7 @@ from tools.prepare.samples import (
     count_names,
     draw_shapes,
     make_sample,
+    read_splits,
 )
 from utils.errors import DataError
 
@@ -99,11 +100,7 @@ NO_AREA = {"polyline", "point"}
 
 def read(args: argparse.Namespace) -> dict[str, Annotations]:
     """The annotations of the JSON, and of that of the validation images where one is given."""
-    found = {"train": read_via(args.source, args.images, args.attribute, args.allow_outside)}
-    if args.val:
-        folder = args.val_images or args.images
-        found["val"] = read_via(args.val, folder, args.attribute, args.allow_outside)
-    return found
+    return read_splits(args, partial(read_via, attribute=args.attribute, allow_outside=args.allow_outside))
 
 
 def read_via(file: Path, folder: Path, attribute: str | None, allow_outside: bool) -> Annotations:

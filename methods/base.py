@@ -113,7 +113,7 @@ class Method:
     step to step; they are part of every save, and of the weights that `checkpoint: best_…` chooses. All ranks must hold
     the same: the main one's are saved. modules: what `parts` has made, on the step's device. parts_are_trained: whether
     an earlier step has trained them. model: the network that trains, for terms that ask it for more than its output of
-    the batch. looks: the step's images, for an `end_step` that goes over them.
+    the batch.
     """
 
     class Options(NamedSection):
@@ -146,7 +146,6 @@ class Method:
         self.modules = nn.ModuleDict()
         self.parts_are_trained = False
         self.model: SegmentationModel | None = None
-        self.looks: Looks | None = None
 
     @property
     def needs_old_model(self) -> bool:

@@ -52,10 +52,10 @@ def learn(session: Session, step: Step) -> None:
     dataset = step_dataset(plan, step, model)
     saves = MidStepSaves(session, step)
     whole = partial(whole_datasets, session, step)
-    method.looks = StepLooks(session, step, dataset, whole, learner.old_model)
+    looks = StepLooks(session, step, dataset, whole, learner.old_model)
     started = time.monotonic()
     if saves.num_done == 0:
-        method.begin_step(model, method.looks)
+        method.begin_step(model, looks)
     best = best_weights(session, step) if method.trains else None
     with session.interruption.deferred():
         if method.trains:

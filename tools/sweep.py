@@ -83,7 +83,7 @@ def read_sweep(path: Path) -> list[Group]:
         try:
             groups.append(Group.model_validate({"name": path.stem, **values, **entry}))
         except ValidationError as error:
-            lines = [line for _, line in describe_errors(error, Group, path, ())]
+            lines = [line for _, line in describe_errors(error, Group, lambda _: path)]
             raise ValueError("\n".join(lines)) from error
     return groups
 

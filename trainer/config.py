@@ -6,6 +6,7 @@ chosen by name.
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -20,7 +21,8 @@ from models import MODELS, ModelOptions
 from trainer.shared_base import BaseStep
 from utils.config.fields import differing_fields as compare
 from utils.config.fields import mentions, merge, without
-from utils.config.read import apply_overrides, describe_errors, name_in, read_yaml
+from utils.config.layers import merge_layers, read_layers, source_of
+from utils.config.read import apply_overrides, describe_errors, name_in
 from utils.config.section import Section, choice, choice_of
 from utils.config.values import check_folder_name, check_interval
 
@@ -176,8 +178,9 @@ class LoggingConfig(Section):
 
 class Config(Section):
     moved: ClassVar = {
+        "base": "only a config file builds on another one; write it there, or give that file as --config",
         "loss": "a loss is set by fields of its method now, such as method: {name: mbs, output_weight: 25, selective: "
-        "false} for loss.output_distillation.weight and loss.pseudo_label.kind; docs/configuration.md lists them"
+        "false} for loss.output_distillation.weight and loss.pseudo_label.kind; docs/configuration.md lists them",
     }
     task: str | list[list[str]]
     """'15-1' (15 classes, then one a step), 'offline', lists of class names, one a step, or 'domains_11-5' (Cityscapes:
@@ -246,12 +249,13 @@ def load_config(
     log: str | None = None,
     check: Callable[[Config], object] = lambda _: None,
 ) -> Config:
-    """Read a YAML file, apply `key.sub=value` overrides and the method's defaults, and validate the whole.
+    """Read a YAML file over its `base`, apply `key.sub=value` overrides and the method's defaults, validate the whole.
 
     check: raises ValueError, a line a problem, for what does not fit this machine or this code.
     Raises FileNotFoundError or ValueError with one line for every problem found.
     """
-    return make_config(read_yaml(path), path, overrides, log, check)
+    layers = read_layers(path)
+    return make_config(merge_layers(Config, layers), path, overrides, log, check, partial(source_of, layers))
 
 
 def make_config(
@@ -260,8 +264,12 @@ def make_config(
     overrides: Sequence[str] = (),
     log: str | None = None,
     check: Callable[[Config], object] = lambda _: None,
+    source: Callable[[str], object] | None = None,
 ) -> Config:
-    """`load_config` of values that a file `path`, such as a checkpoint, holds; overrides are set in `values`."""
+    """`load_config` of values that a file `path`, such as a checkpoint, holds; overrides are set in `values`.
+
+    source: which file gave a field, by its dotted name; None: `path`.
+    """
     overridden, problems = apply_overrides(Config, values, overrides)
     if log or values.get("log") in (None, ""):
         values["log"] = log or path.stem
@@ -270,7 +278,7 @@ def make_config(
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        described = describe_errors(error, Config, path, overridden)
+        described = describe_errors(error, Config, source or (lambda _: path), overridden)
         wrong = {field for field, _ in described}
         problems += [line for _, line in described]
         # What the other fields say to each other is told as well; those of a section that does not exist say nothing.
@@ -377,7 +385,7 @@ def foreign_fields(values: Mapping[str, Any]) -> list[str]:
     try:
         Config.model_validate(values)
     except ValidationError as error:
-        return list(dict.fromkeys(field for field, _ in describe_errors(error, Config, Path(), ())))
+        return list(dict.fromkeys(field for field, _ in describe_errors(error, Config, str)))
     return []
 
 

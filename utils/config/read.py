@@ -1,7 +1,7 @@
 """Configs as people give them: YAML files and `--set key.sub=value`, and what is said of what is wrong in them."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,14 @@ def name_in(schema: type[BaseModel], values: dict[str, Any], field: str) -> str:
 
 
 def describe_errors(
-    error: ValidationError, schema: type[BaseModel], path: Path, overridden: Sequence[str]
+    error: ValidationError,
+    schema: type[BaseModel],
+    source_of: Callable[[str], object],
+    overridden: Sequence[str] = (),
 ) -> list[tuple[str, str]]:
     """Return the dotted field and a line for every error that pydantic has found.
 
-    path: the file that the values came from; overridden: keys that `--set` gave instead.
+    source_of: the file that gave a field, by its dotted name; overridden: keys that `--set` gave instead.
     """
     details = [(_walk(schema, detail["loc"])[0], detail) for detail in error.errors()]
     described = []
@@ -132,17 +135,19 @@ def describe_errors(
             message = " or ".join(
                 [detail["msg"], *(other["msg"].removeprefix("Input should be ") for other in alike[1:])]
             )
-            described.append(_describe(detail | {"msg": message}, schema, path, overridden))
+            described.append(_describe(detail | {"msg": message}, schema, source_of, overridden))
     return described
 
 
-def _describe(error: Any, schema: type[BaseModel], path: Path, overridden: Sequence[str]) -> tuple[str, str]:
+def _describe(
+    error: Any, schema: type[BaseModel], source_of: Callable[[str], object], overridden: Sequence[str]
+) -> tuple[str, str]:
     names, section = _walk(schema, error["loc"])
     field = ".".join(names)
     is_overridden = any(
         f"{field}.".startswith(f"{key}.") or key.startswith(f"{field}.") for key in overridden
     )
-    source = "--set" if is_overridden else str(path)
+    source = "--set" if is_overridden else source_of(field)
     if error["type"] == "extra_forbidden":
         return field, f"{source}: {field}: unknown key; {_describe_unknown(error, schema, names, section)}"
     if error["type"] == "missing":

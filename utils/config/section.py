@@ -28,7 +28,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     moved: ClassVar[Mapping[str, str]] = {}
-    """What to write instead of a key that this section had once, as the end of a sentence."""
+    """What to do instead of setting a key that is no field (any more), as the end of a sentence."""
 
     @field_validator("*", mode="before")
     @classmethod

@@ -208,7 +208,8 @@ def _add_format(formats: "argparse._SubParsersAction[argparse.ArgumentParser]", 
             type=parse_fraction,
             default=0.1,
             metavar="F",
-            help="share of the images that becomes val, by their ids, where the source has no such split; default: 0.1",
+            help="share of the images that becomes val where the source has no such split, by the hashes of their ids; "
+            "default: 0.1",
         )
     else:
         parser.set_defaults(val_fraction=None)

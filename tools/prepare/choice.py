@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,23 +69,23 @@ def name_samples(found: Mapping[str, Annotations]) -> tuple[dict[str, list[Sampl
 def split_samples(
     named: Mapping[str, list[Sample]], val_fraction: float | None, output: Path
 ) -> dict[str, list[Sample]]:
-    """The samples of both splits; where the source has none, those whose hash is below the fraction are held out.
+    """The samples of both splits; where the source has no val, a share of its images is held out.
 
-    The hash is the id's. What lies in `output` stays in its split; where that leaves none to hold out, the image of
-    the smallest hash among the others is. Raises ValueError where a split is empty.
+    That are fraction × images, rounded, one at least, and no more than leave one to train: those of the smallest hashes
+    of their ids. What lies in `output` stays in its split. The others fill val up to the share: where too many are held
+    out already, none of them is. Raises ValueError where a split is empty.
     """
     splits = dict(named)
     if "val" not in splits:
         samples = splits["train"]
         kept = {path.stem: split for split in SPLITS for path in output.glob(f"images/{split}/*")}
-        share = val_fraction or 0.0
-        by_hash = {s.image_id: "val" if _position(s) < share else "train" for s in samples}
-        split_of = {image_id: kept.get(image_id, split) for image_id, split in by_hash.items()}
-        new = [sample for sample in samples if sample.image_id not in kept]
-        if new and "val" not in split_of.values():
-            split_of[min(new, key=_position).image_id] = "val"
+        held_out = {s.image_id for s in samples if kept.get(s.image_id) == "val"}
+        new = sorted((s for s in samples if s.image_id not in kept), key=_position)
+        wanted = min(max(1, math.floor((val_fraction or 0.0) * len(samples) + 0.5)), len(samples) - 1)
+        held_out |= {sample.image_id for sample in new[: max(0, wanted - len(held_out))]}
         splits = {
-            split: [sample for sample in samples if split_of[sample.image_id] == split] for split in SPLITS
+            "train": [sample for sample in samples if sample.image_id not in held_out],
+            "val": [sample for sample in samples if sample.image_id in held_out],
         }
     for split, samples in splits.items():
         if not samples:
@@ -92,9 +93,9 @@ def split_samples(
     return splits
 
 
-def _position(sample: Sample) -> float:
-    """Where an id falls between 0 and 1."""
-    return int.from_bytes(hashlib.sha1(f"val/{sample.image_id}".encode()).digest()[:6], "big") / 256**6
+def _position(sample: Sample) -> bytes:
+    """Where an id falls in an order that has nothing to do with its name."""
+    return hashlib.sha1(f"val/{sample.image_id}".encode()).digest()
 
 
 class Classes(NamedTuple):

@@ -14,7 +14,9 @@ from PIL import Image
 
 from datasets import folder
 from tests.support.prepare import SQUARE, fails, labelme, read, shape, write_image, write_labelme
+from tools.prepare.choice import split_samples
 from tools.prepare.files import make_id
+from tools.prepare.samples import Sample
 
 
 @pytest.mark.parametrize("fraction", ["0", "1", "nan", "a tenth"])
@@ -47,7 +49,7 @@ def test_the_split_is_by_id_and_later_images_leave_the_others_where_they_are(tmp
         write_labelme(tmp_path / "in" / f"i{i}.json", shape("pear", *SQUARE))
     labelme(tmp_path / "in", tmp_path / "out", "--val-fraction", "0.3", "--link")
     first = splits()
-    assert 2 <= list(first.values()).count("val") <= 10
+    assert list(first.values()).count("val") == 6
     image = tmp_path / "out" / "images" / first["i3"] / "i3.png"
     assert image.is_symlink()
     assert image.resolve() == tmp_path / "in" / "i3.png"
@@ -56,25 +58,47 @@ def test_the_split_is_by_id_and_later_images_leave_the_others_where_they_are(tmp
     labelme(tmp_path / "in", tmp_path / "out", "--val-fraction", "0.3", "--link")
     assert len(splits()) == 30
     assert splits() | first == splits()
+    assert list(splits().values()).count("val") == 9
 
 
-def test_the_one_image_that_was_held_out_stays_so_and_the_share_is_held_out_of_later_ones(
+@pytest.mark.parametrize(
+    ("fraction", "num_images", "num_val"),
+    [(0.2, 4, 1), (0.2, 10, 2), (0.25, 10, 3), (0.1, 2, 1), (0.9, 2, 1), (0.99, 10, 9), (0.5, 5, 3)],
+)
+def test_val_has_exactly_the_share_of_the_images(
+    tmp_path: Path, fraction: float, num_images: int, num_val: int
+) -> None:
+    splits = split_samples({"train": samples(num_images)}, fraction, tmp_path)
+    assert {split: len(found) for split, found in splits.items()} == {
+        "train": num_images - num_val,
+        "val": num_val,
+    }
+    by_hash = sorted((s.image_id for s in samples(num_images)), key=position)
+    assert {s.image_id for s in splits["val"]} == {*by_hash[:num_val]}
+    mixed = split_samples({"train": samples(num_images)[::-1]}, fraction, tmp_path)
+    assert {s.image_id for s in mixed["val"]} == {*by_hash[:num_val]}
+
+
+def test_images_that_are_there_stay_in_their_split_and_new_ones_fill_val_up_to_the_share(
     tmp_path: Path,
 ) -> None:
-    def position(name: str) -> float:
-        return int.from_bytes(hashlib.sha1(f"val/{name}".encode()).digest()[:6], "big") / 256**6
+    by_hash = sorted((s.image_id for s in samples(10)), key=position)
+    for split, image_id in (("train", by_hash[0]), ("val", by_hash[9]), ("val", "gone")):
+        (tmp_path / "images" / split).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / split / f"{image_id}.png").touch()
+    splits = split_samples({"train": samples(10)}, 0.3, tmp_path)
+    assert {s.image_id for s in splits["val"]} == {by_hash[9], by_hash[1], by_hash[2]}
+    assert split_samples({"train": samples(10)}, 0.1, tmp_path)["val"][0].image_id == by_hash[9]
+    splits = split_samples({"train": [s for s in samples(10) if s.image_id in by_hash[8:]]}, 0.1, tmp_path)
+    assert [s.image_id for s in splits["val"]] == [by_hash[9]]
 
-    by_hash = sorted((f"i{i}" for i in range(100)), key=position)
-    assert position(by_hash[1]) < 0.05 < position(by_hash[20])
-    for name in (by_hash[22], by_hash[21]):
-        write_labelme(tmp_path / "in" / f"{name}.json", shape("pear", *SQUARE))
-    labelme(tmp_path / "in", tmp_path / "out", "--val-fraction", "0.05")
-    assert folder.open_split(tmp_path / "out", "val").ids == (by_hash[21],)
-    for name in (by_hash[1], by_hash[20]):
-        write_labelme(tmp_path / "in" / f"{name}.json", shape("pear", *SQUARE))
-    labelme(tmp_path / "in", tmp_path / "out", "--val-fraction", "0.05")
-    assert {*folder.open_split(tmp_path / "out", "val").ids} == {by_hash[21], by_hash[1]}
-    assert {*folder.open_split(tmp_path / "out", "train").ids} == {by_hash[22], by_hash[20]}
+
+def samples(count: int) -> list[Sample]:
+    return [Sample(f"i{i}", Path(f"i{i}.png"), (), None) for i in range(count)]
+
+
+def position(image_id: str) -> bytes:
+    return hashlib.sha1(f"val/{image_id}".encode()).digest()
 
 
 def test_a_rerun_does_what_is_missing_or_has_changed_and_nothing_else(tmp_path: Path) -> None:

@@ -47,10 +47,10 @@ class ASPP(nn.Module):
 
 
 class DeepLabV3(SegmentationModel):
-    """Backbone, ASPP, one shared 3x3 conv-BN-ReLU (the distilled features), one 1x1 classifier a step.
+    """Backbone, ASPP, shared conv-BN-ReLUs (which give the distilled features), one 1x1 classifier a step.
 
     The authors' code of MBS holds no DeepLabV3; the mapping of its parts onto this model is ours: features
-    are the output of the shared 3x3, class tokens are the classifier's rows.
+    are the output of the last shared convolution, class tokens are the classifier's rows.
     """
 
     class Options(ModelOptions):
@@ -62,6 +62,11 @@ class DeepLabV3(SegmentationModel):
         """Image size over feature grid size."""
         channels: int = Field(256, ge=1, le=MAX_CHANNELS)
         """Channels of the distilled features and of each ASPP branch."""
+        head: Literal["3x3", "1x1+3x3", "1x1"] = "3x3"
+        """Convolutions from ASPP's maps to the features: a 3x3, one behind a 1x1 (torchvision, SSUL, DKD), or a 1x1
+        alone (MiB, PLOP)."""
+        dropout: float = Field(0.0, ge=0, lt=1)
+        """Dropout of the maps that the last of these convolutions sees (0.1 in SSUL and DKD)."""
 
     trains_on_single_images = False
     has_stages = True
@@ -76,7 +81,13 @@ class DeepLabV3(SegmentationModel):
         self.strides: list[int] = self.backbone.feature_info.reduction()  # type: ignore[operator, union-attr]
         rates = tuple(rate * 16 // options.output_stride for rate in (6, 12, 18))
         self.aspp = ASPP(in_channels, options.channels, rates)
-        self.project = conv_bn_relu(self.aspp.out_channels, options.channels, 3)
+        channels = self.aspp.out_channels
+        self.reduce: nn.Module = nn.Identity()
+        if options.head == "1x1+3x3":
+            self.reduce = conv_bn_relu(channels, options.channels, 1)
+            channels = options.channels
+        self.dropout = nn.Dropout(options.dropout)
+        self.project = conv_bn_relu(channels, options.channels, 1 if options.head == "1x1" else 3)
         self.classifier = GrowingClassifier(options.channels, num_classes)
 
     @property
@@ -98,7 +109,7 @@ class DeepLabV3(SegmentationModel):
         if self.closed_form is not None:
             return self.solved_output(images, full_size)
         stages = self.backbone(self.normalise(images))
-        features = self.project(self.aspp(stages[-1]))
+        features = self._features(self.aspp(stages[-1]))
         grid_logits = self.classify(features)
         logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
         kept = tuple(stages) if with_stages else ()
@@ -115,5 +126,10 @@ class DeepLabV3(SegmentationModel):
         maps: dict[str, Sequence[Tensor]] = {"backbone": stages[-1:], "stages": finer}
         if "aspp" in names or "head" in names:
             pyramid = self.aspp(stages[-1])
-            maps |= {"aspp": [pyramid], "head": [self.project(pyramid)]}
+            maps |= {"aspp": [pyramid], "head": [self._features(pyramid)]}
         return maps
+
+    def _features(self, pyramid: Tensor) -> Tensor:
+        """Return the distilled features (B,D,h,w) of ASPP's maps."""
+        features: Tensor = self.project(self.dropout(self.reduce(pyramid)))
+        return features

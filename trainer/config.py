@@ -107,6 +107,9 @@ class TrainConfig(Section):
     """Weight decay of every parameter."""
     schedule: Literal["poly", "constant", "cosine"] = "poly"
     """Learning rate over the iterations of a step; poly has power 0.9."""
+    warmup: float = Field(0.0, ge=0, lt=1)
+    """Share of a step's iterations over which the learning rate rises linearly from a thousandth of `schedule` to the
+    whole of it."""
     clip_grad_norm: float | None = Field(None, gt=0)
     """Largest norm of the gradient; null does not clip."""
     freeze_bn: bool = True

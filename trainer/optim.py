@@ -42,15 +42,28 @@ def build_optimizer(network: Network, config: TrainConfig, is_base_step: bool) -
     )
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, schedule: str, num_iterations: int) -> LambdaLR:
-    """Change the learning rates once an iteration: poly (power 0.9), cosine (both to 0) or constant."""
+WARMUP_START = 1e-3
+"""Factor on the learning rate of the first iteration of a warm-up (SSUL, DKD)."""
 
-    def factor(iteration: int) -> float:
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, schedule: str, num_iterations: int, warmup: float = 0.0
+) -> LambdaLR:
+    """Change the learning rates once an iteration: poly (power 0.9), cosine (both to 0) or constant.
+
+    warmup: share of the iterations over which a factor rises linearly to 1; it multiplies the schedule.
+    """
+
+    def decay(iteration: int) -> float:
         remaining = max(0.0, 1 - iteration / num_iterations)
         if schedule == "poly":
             return float(remaining**0.9)
         if schedule == "cosine":
             return 0.5 - 0.5 * math.cos(math.pi * remaining)
         return 1.0
+
+    def factor(iteration: int) -> float:
+        risen = 1.0 if warmup == 0 else min(1.0, iteration / (warmup * num_iterations))
+        return decay(iteration) * (WARMUP_START + (1 - WARMUP_START) * risen if risen < 1 else 1.0)
 
     return LambdaLR(optimizer, factor)

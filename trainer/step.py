@@ -45,7 +45,7 @@ def train_step(
     first_iteration = session.plan.first_iteration(step, worker)
     prepare_for_training(learner.model, step, train)
     optimizer = build_optimizer(network, train, is_base_step=step.index == 0)
-    schedule = build_schedule(optimizer, train.schedule, sampler.num_iterations)
+    schedule = build_schedule(optimizer, train.schedule, sampler.num_iterations, train.warmup)
     scaler = torch.amp.GradScaler(worker.device.type, enabled=train.amp == "fp16")
     if train.channels_last:
         use_channels_last(network, learner.old_model)

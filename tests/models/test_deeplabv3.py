@@ -67,6 +67,43 @@ def test_of_equal_classes_the_first_is_the_largest() -> None:
     assert most_likely(grid_logits, torch.Size((4, 4))).eq(5).all()
 
 
+@pytest.mark.parametrize(
+    ("head", "kernels"),
+    [
+        ("3x3", {"project": (8, 40, 3, 3)}),
+        ("1x1+3x3", {"reduce": (8, 40, 1, 1), "project": (8, 8, 3, 3)}),
+        ("1x1", {"project": (8, 40, 1, 1)}),
+    ],
+)
+def test_the_features_are_those_of_the_convolutions_that_the_head_names(
+    head: str, kernels: dict[str, tuple[int, ...]]
+) -> None:
+    model, images = small_model(head=head), random_images()
+    weights = {name: tuple(x.shape) for name, x in model.state_dict().items() if x.dim() == 4}
+    found = {name: weights.get(f"{name}.0.weight") for name in ("reduce", "project")}
+    assert {name: shape for name, shape in found.items() if shape} == kernels
+    features = model.aspp(model.backbone(model.normalise(images))[-1])
+    for name in kernels:
+        features = model.get_submodule(name)(features)
+    output = model(images)
+    assert torch.equal(output.features, features)
+    assert torch.equal(model.named_maps(images, ["head"])["head"][0], features)
+
+
+def test_dropout_thins_what_the_last_convolution_sees_in_training_only() -> None:
+    model, images = small_model(head="1x1+3x3", dropout=0.25), random_images(96, 96)
+    seen: dict[str, Tensor] = {}
+    model.reduce.register_forward_hook(lambda *hooked: seen.update(given=hooked[2].detach().clone()))
+    model.project.register_forward_pre_hook(lambda _, given: seen.update(taken=given[0].detach().clone()))
+    model(images)
+    assert torch.equal(seen["taken"], seen["given"])
+    model.train()(images)
+    given, taken = (seen[name][seen["given"] != 0] for name in ("given", "taken"))
+    kept = taken != 0
+    torch.testing.assert_close(taken[kept], given[kept] / 0.75)
+    assert 0.65 < kept.double().mean() < 0.85
+
+
 @pytest.mark.parametrize("start", ["random", "background"])
 def test_growing_keeps_the_old_logits_bit_for_bit(start: Start) -> None:
     model, images = small_model([3, 2]), random_images()

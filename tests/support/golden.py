@@ -24,6 +24,15 @@ def load_golden(case: int) -> dict[str, Tensor]:
     return tensors | {name: patches_to_map(tensors[name]) for name in PATCH_KEYS}
 
 
+def load_rival(name: str) -> dict[str, Tensor]:
+    """Return the tensors of golden/rivals/{name}.npz as they are stored; skip where it is absent."""
+    path = GOLDEN_DIR / "rivals" / f"{name}.npz"
+    if not path.is_file():
+        pytest.skip(f"reference values are not here: {path.name} is absent from shared/golden/rivals")
+    with np.load(path) as arrays:
+        return {key: torch.as_tensor(arrays[key]) for key in arrays}
+
+
 def patches_to_map(patches: Tensor) -> Tensor:
     """Turn (B, h*w, D) row-major patches of a square grid into (B,D,h,w)."""
     side = round(patches.shape[1] ** 0.5)

@@ -9,6 +9,7 @@ from torch import nn
 
 from models import DeepLabV3
 from tests.support.cli import write_tiny_config
+from tests.support.golden import load_rival
 from trainer.config import TrainConfig, load_config
 from trainer.network import Network
 from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
@@ -29,10 +30,10 @@ def network_of(model: DeepLabV3, **parts: nn.Module) -> Network:
     return Network(model, nn.ModuleDict(parts))
 
 
-def learning_rates(schedule: str, num_iterations: int) -> list[float]:
+def learning_rates(schedule: str, num_iterations: int, warmup: float = 0.0, lr: float = 0.1) -> list[float]:
     """The learning rate of every iteration of a step, and the one after."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    scheduler = build_schedule(optimizer, schedule, num_iterations)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = build_schedule(optimizer, schedule, num_iterations, warmup)
     rates = []
     for _ in range(num_iterations + 1):
         rates.append(float(scheduler.get_last_lr()[0]))
@@ -53,6 +54,34 @@ def test_cosine_by_hand() -> None:
 
 def test_constant_stays() -> None:
     assert learning_rates("constant", 4) == [0.1] * 5
+
+
+def test_a_warm_up_by_hand() -> None:
+    expected = [0.0001, 0.1 * (0.001 + 0.999 / 2), 0.1, 0.1, 0.1]
+    assert learning_rates("constant", 4, warmup=0.5) == pytest.approx(expected)
+    assert learning_rates("poly", 4, warmup=0.25)[1:] == learning_rates("poly", 4)[1:], (
+        "over after an iteration"
+    )
+
+
+@pytest.mark.parametrize(
+    ("released", "warmup"),
+    [
+        ("out_poly_mib_plop_dkdvoc_lr1", 0.0),
+        ("out_poly_ssul_lr1_min1e6", 0.0),
+        ("out_warm_poly_ssul_ade_lr1", 0.1),
+        ("out_warm_poly_dkd_ade_lr1", 0.2),
+    ],
+)
+def test_schedules_are_those_of_the_released_code(released: str, warmup: float) -> None:
+    expected = load_rival("schedules")[released].tolist()
+    rates = learning_rates("poly", len(expected), warmup, lr=1.0)
+    assert rates[:-1] == pytest.approx(expected, rel=1e-10, abs=0)
+
+
+def test_the_config_asks_for_the_warm_up(tmp_path: Path) -> None:
+    train = train_config(tmp_path, "train.warmup=0.2", "train.nesterov=true")
+    assert (train.warmup, train.nesterov) == (0.2, True)
 
 
 def test_the_schedule_moves_all_groups_alike(tmp_path: Path) -> None:

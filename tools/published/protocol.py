@@ -112,7 +112,7 @@ def _of_recipe(run: Run, row: Row, recipe: Recipe) -> Iterator[Difference]:
             yield Difference(aspect, theirs if numbers else None, _plain(ours))
     for aspect, theirs_or_none, ours_text in (
         ("optimiser", _optimiser(recipe.texts["optimiser"]), _our_optimiser(fields)),
-        ("schedule", _schedule(recipe.texts["schedule"]), str(fields.get("train.schedule"))),
+        ("schedule", _schedule(recipe.texts["schedule"]), _our_schedule(fields)),
         ("checkpoint", _checkpoint(recipe.texts["checkpoint"]), _our_checkpoint(fields)),
         ("evaluation", "center_crop", str(fields.get("evaluate.mode"))),
         ("weights", _weights(recipe.texts["backbone"]), _our_weights(fields)),
@@ -136,6 +136,11 @@ def _our_optimiser(fields: dict[str, Any]) -> str:
 def _schedule(text: str) -> str | None:
     named = {"poly": "poly", "constant": "constant", "as VOC": "constant", "warm": "warmup, then poly"}
     return next((name for start, name in named.items() if text.startswith(start)), None)
+
+
+def _our_schedule(fields: dict[str, Any]) -> str:
+    warmup = "warmup, then " if fields.get("train.warmup") else ""
+    return warmup + str(fields.get("train.schedule"))
 
 
 def _checkpoint(text: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from methods.base import Method, Output, Targets, Term, means
 from methods.dkd import DKD
+from methods.ewf import EWF
 from methods.finetune import Finetune, Joint
 from methods.lwf import ILT, LwF
 from methods.mbs import MBS
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "plop": PLOP,
     "ssul": SSUL,
     "dkd": DKD,
+    "ewf": EWF,
     "ridge": Ridge,
 }
 

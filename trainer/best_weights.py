@@ -8,6 +8,7 @@ from torch import Tensor
 
 from datasets.tasks import Step
 from models import SegmentationModel
+from trainer.fusion import Fusion
 from trainer.iteration import Learner
 from trainer.session import Session
 from trainer.validation import score_on_holdout, validate
@@ -59,16 +60,22 @@ def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: x.detach().to("cpu", copy=True) for name, x in tensors.items()}
 
 
-def best_weights(session: Session, step: Step) -> BestWeights | None:
-    """Return what chooses among the epochs of a step; None where the last one counts."""
+def best_weights(session: Session, step: Step, fusion: Fusion | None) -> BestWeights | None:
+    """Return what chooses among the epochs of a step; None where the last one counts.
+
+    fusion: what the step's weights are fused with at its end; its epochs are scored as if they were the last.
+    """
     plan, worker = session.plan, session.worker
 
+    def as_last(model: SegmentationModel) -> SegmentationModel:
+        return model if fusion is None else fusion.fused_copy(model)
+
     def holdout(model: SegmentationModel) -> float | None:
-        score: float | None = score_on_holdout(plan, step, model, worker)["miou"]
+        score: float | None = score_on_holdout(plan, step, as_last(model), worker)["miou"]
         return score
 
     def validation(model: SegmentationModel) -> float | None:
-        return mean_iou(validate(plan.evaluation, step, model, worker).iou, step.seen_classes)
+        return mean_iou(validate(plan.evaluation, step, as_last(model), worker).iou, step.seen_classes)
 
     if plan.config.checkpoint == "last":
         return None

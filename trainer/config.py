@@ -59,6 +59,8 @@ INCREMENTAL_ONLY = (
     "train.lr_classifier_incremental",
     "train.freeze_bn",
     "train.freeze_extractor",
+    "train.freeze_old_classes",
+    "train.fuse_old_weights",
 )
 """Fields (or sections) that do not reach the weights of the base step. What a method does to them follows from its
 `base_step`."""
@@ -116,6 +118,11 @@ class TrainConfig(Section):
     """Keep BatchNorm (statistics and affine) as the base step left it in incremental steps."""
     freeze_extractor: bool = False
     """Train the classifier of the new classes only in incremental steps (SSUL)."""
+    freeze_old_classes: bool = False
+    """Keep the classifier of the old classes, background included, as it starts in incremental steps."""
+    fuse_old_weights: bool = False
+    """End incremental steps with a weighted mean of the weights before and after, the new ones' share being √(new
+    classes / all classes) (EWF)."""
     sync_bn: bool = True
     """BatchNorm statistics over all ranks (GPUs only)."""
     amp: Literal["off", "bf16", "fp16"] = "off"
@@ -353,7 +360,25 @@ def check_method(config: Config) -> list[str]:
             f"method.name: {config.method.name} needs new classes in every step, and task {config.task} brings domains "
             f"instead; use one of {able}"
         )
-    return problems + method.check(config)
+    return problems + _check_old_weights(config) + method.check(config)
+
+
+def _check_old_weights(config: Config) -> list[str]:
+    """What does not go with keeping old weights, wholly or in part."""
+    train, name, problems = config.train, config.method.name, []
+    for field in ("fuse_old_weights", "freeze_old_classes"):
+        if getattr(train, field) and is_domain_task(config.task):
+            problems.append(
+                f"train.{field}: goes by old and new classes, and task {config.task} brings domains; set it to false"
+            )
+        if getattr(train, field) and not METHODS[name].trains:
+            problems.append(f"train.{field}: method.name {name} trains no weights; set it to false")
+    if train.fuse_old_weights and train.freeze_extractor:
+        problems.append(
+            "train.fuse_old_weights: train.freeze_extractor keeps all old weights as they are, so there is nothing to "
+            "fuse; set one of them to false"
+        )
+    return problems
 
 
 def _stand_in(values: Mapping[str, Any], wrong: Collection[str]) -> Config:

@@ -24,6 +24,7 @@ from trainer.checkpoint import (
 )
 from trainer.checks import digest_of_classes, uses_sync_batch_norm
 from trainer.config import TrainConfig
+from trainer.fusion import fusion_of
 from trainer.iteration import Learner
 from trainer.looks import StepLooks
 from trainer.network import Network, make_parts
@@ -56,7 +57,8 @@ def learn(session: Session, step: Step) -> None:
     started = time.monotonic()
     if saves.num_done == 0:
         method.begin_step(model, looks)
-    best = best_weights(session, step) if method.trains else None
+    fusion = fusion_of(session, step, learner.network)
+    best = best_weights(session, step, fusion) if method.trains else None
     with session.interruption.deferred():
         if method.trains:
             seconds = train_step(session, step, learner, dataset, saves, best)
@@ -67,6 +69,8 @@ def learn(session: Session, step: Step) -> None:
         if best is not None:
             best.restore(learner)
             chosen |= {"epoch": best.epoch, "score": best.best}
+        if fusion is not None:
+            fusion.fuse(learner.network)
         method.end_step(model, learner.old_model)
         description = describe_checkpoint(plan, step, model.num_classes)
         if model.closed_form is not None:

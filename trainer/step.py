@@ -117,7 +117,7 @@ def use_channels_last(*modules: nn.Module | None) -> None:
 
 
 def prepare_for_training(model: SegmentationModel, step: Step, train: TrainConfig) -> None:
-    """Put the model into training mode; incremental steps freeze BatchNorm, or all but the new classes.
+    """Put the model into training mode; incremental steps freeze BatchNorm, old classes, or all but the new classes.
 
     `train` says which. A method's own modules always train.
     """
@@ -126,10 +126,13 @@ def prepare_for_training(model: SegmentationModel, step: Step, train: TrainConfi
         return
     if train.freeze_extractor:
         model.eval().requires_grad_(False)
-        for parameter in model.newest_parameters():
-            parameter.requires_grad_()
     elif train.freeze_bn:
         freeze_batch_norm(model)
+    if train.freeze_old_classes:
+        for parameter in model.classifier_parameters():
+            parameter.requires_grad_(False)
+    for parameter in model.newest_parameters():
+        parameter.requires_grad_()
 
 
 def check_weights(network: nn.Module, step: Step) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.paths import GOLDEN
+from tests.support.paths import GOLDEN, METHODS_GOLDEN
 
 GOLDEN_DIR = GOLDEN
 # Stored as (B, h*w, D) with h = w; the losses take maps.
@@ -44,3 +44,12 @@ def assert_matches_golden(actual: Tensor, expected: Tensor) -> None:
     expected = expected.double()
     atol = 1e-6 * expected.abs().max().item()
     torch.testing.assert_close(actual.detach().double(), expected, rtol=1e-5, atol=atol)
+
+
+def load_method_golden(name: str) -> dict[str, Tensor]:
+    """Return the tensors of shared/methods/golden/NAME.npz by name; skip where it is absent."""
+    path = METHODS_GOLDEN / f"{name}.npz"
+    if not path.is_file():
+        pytest.skip(f"reference values are not here: {path.name} is absent from shared/methods/golden")
+    with np.load(path) as arrays:
+        return {name: torch.as_tensor(arrays[name]) for name in arrays}

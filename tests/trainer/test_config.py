@@ -13,6 +13,7 @@ from trainer.config import differing_fields, load_config, with_defaults
 from utils.config.read import parse_override, read_yaml
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PUBLISHED = sorted((ROOT / "configs/recipes").glob("*.yaml"))
 
 
 def write_config(folder: Path, **fields: Any) -> Path:
@@ -291,14 +292,14 @@ def test_differing_fields_names_the_others_and_both_values(tmp_path: Path) -> No
     ]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*CONFIGS, *PUBLISHED], ids=lambda path: path.name)
 def test_a_shipped_config_loads_and_starts_with_command_hardware_time_and_score(path: Path) -> None:
     load_config(path)
     lines = path.read_text(encoding="utf-8").splitlines()
     header = "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
     for what in ("Command:", "Hardware:", "Time:", "Score:"):
         assert what in header
-    assert f"main.py --config ./configs/{path.name} --log " in header
+    assert f"main.py --config ./{path.relative_to(ROOT)} --log " in header
 
 
 RECIPES = {

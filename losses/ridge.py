@@ -7,6 +7,7 @@ with the same labels (recursive least squares; for segmentation e.g. SegACIL, ar
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -66,16 +67,35 @@ def solve_ridge(
     gram: A, Σ w x̃ x̃ᵀ (F+1,F+1); targets: B, Σ w x̃ yᵀ (F+1,K), both of raw features, float64. mean, deviation: (F,), by
     which features are standardised. ridge: λ over the mean of A's diagonal.
     """
-    size = len(gram)
     # x̃ standardised is T x̃: sums of raw features become those of standardised ones without their cells.
     transform = torch.diag(torch.cat([1 / deviation, deviation.new_ones(1)]))
     transform[:-1, -1] = -mean / deviation
     standard = transform @ gram @ transform.T
-    penalty = ridge * standard.diagonal().mean() * torch.eye(size, dtype=gram.dtype, device=gram.device)
-    factor = torch.linalg.cholesky(standard + penalty)
-    weights = torch.cholesky_solve(transform @ targets, factor)
-    raw = transform.T @ weights
+    penalty = ridge * standard.diagonal().mean()
+    raw = transform.T @ solve_sums(standard, transform @ targets, penalty)
     return raw[:-1].T.contiguous(), raw[-1].contiguous()
+
+
+def expand(x: Tensor, expansion: Tensor) -> Tensor:
+    """Return φ(x) = relu(W x), (N,E) float64, of cells x (N,D) and a matrix W (E,D) (SegACIL, arXiv 2412.10834)."""
+    return (x.double() @ expansion.double().T).relu()
+
+
+def add_cells(gram: Tensor, targets: Tensor, x: Tensor, labels: Tensor) -> None:
+    """Add Σ x xᵀ to `gram` (F,F) and Σ x yᵀ to `targets` (F,K), float64, in place; y is one-hot.
+
+    x: (N,F) float64; labels: (N,) int64, cells of other values than 0 to K - 1 are left out.
+    """
+    is_counted = (labels >= 0) & (labels < targets.shape[1])
+    x, labels = x[is_counted], labels[is_counted]
+    gram.addmm_(x.T, x)
+    targets.addmm_(x.T, F.one_hot(labels, targets.shape[1]).to(x.dtype))
+
+
+def solve_sums(gram: Tensor, targets: Tensor, penalty: Tensor | float) -> Tensor:
+    """Return (A + γI)⁻¹ B (F,K): what minimises Σ ‖y − Wᵀx‖² + γ‖W‖² over the cells summed in A (F,F) and B (F,K)."""
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.cholesky_solve(targets, torch.linalg.cholesky(gram + penalty * identity))
 
 
 def likelihood_slope(scores: Tensor, labels: Tensor, sharpness: float) -> Tensor:

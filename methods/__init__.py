@@ -9,6 +9,7 @@ from methods.mbs import MBS
 from methods.mib import MiB
 from methods.plop import PLOP
 from methods.ridge import Ridge
+from methods.segacil import SegACIL
 from methods.ssul import SSUL
 
 METHODS: dict[str, type[Method]] = {
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "dkd": DKD,
     "ewf": EWF,
     "ridge": Ridge,
+    "segacil": SegACIL,
 }
 
 __all__ = ["METHODS", "Method", "Output", "Targets", "Term", "means", "method_of_step"]

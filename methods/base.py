@@ -131,8 +131,8 @@ class Method:
     """Whether a term looks at the feature maps of the backbone's stages."""
     trains: ClassVar[bool] = True
     """Whether the step has iterations; false where `begin_step` does all there is to do."""
-    needs_base_images: ClassVar[bool] = False
-    """Whether step 1 goes over the base step's images where the base step's checkpoint has no state of the method."""
+    begins_with: ClassVar[str | None] = None
+    """What of `state` step 1 finds by going over the base step's images where the base step's checkpoint lacks it."""
     needs_new_classes: ClassVar[bool] = True
     """Whether a step without new classes, as tasks of domains have them, means nothing to the method."""
     defaults: ClassVar[Mapping[str, Any]] = {}

@@ -3,34 +3,22 @@
 Ours, after the analytic methods of the field (e.g. SegACIL, arXiv 2412.10834), with other features, weights and labels.
 """
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from losses.ridge import (
-    add_to_grams,
-    balanced_sums,
-    fit_sharpness,
-    likelihood_slope,
-    solve_ridge,
-    standardisation,
-)
-from methods.base import IGNORE_INDEX, Looks, Method
+from losses.ridge import add_to_grams, balanced_sums, solve_ridge, standardisation
+from methods.base import IGNORE_INDEX, Looks
+from methods.closed_form import Cells, ClosedForm, Sums
 from models import MODELS, SegmentationModel
 from models.closed_form import CONTEXTS
 from utils.config.section import NamedSection
 
-CELLS_AT_ONCE = 8192
-"""Cells whose products are added up together: few of them at a time would take longer, all of them too much memory."""
-IMAGES_FOR_SHARPNESS = 64
-"""Images of the base step, a rank, by which scores become probabilities: one number is fitted to their cells."""
 
-
-class Ridge(Method):
+class Ridge(ClosedForm):
     """A classifier solved from sums over the cells of all steps, the network staying as it is; one pass a step.
 
     The network is the pretrained one, or that of a base step of another method (`init_from`). A cell of the feature
@@ -54,8 +42,6 @@ class Ridge(Method):
         label; other background cells are left out. A class scores about 1 where it is, others 0."""
 
     options: Options
-    trains = False
-    needs_base_images: ClassVar[bool] = True
 
     @classmethod
     def check(cls, config: Any) -> list[str]:
@@ -76,130 +62,53 @@ class Ridge(Method):
             )
         return problems
 
-    def begin_step(self, model: SegmentationModel, looks: Looks) -> None:
-        """Add up the step's cells and solve for all classes; first for the base step's, where that has not been done.
-
-        Raises ValueError where the sums so far are of other maps than asked for.
-        """
-        if "gram" not in self.state:
-            self.learn_base(model, looks, self.num_old or self.num_new)
-        if self.num_old:
-            self.check_maps(model)
-            grams = self.add_up(model, looks, looks.whole_images(), self.num_old + self.num_new)
-            gram, targets = balanced_sums(grams, self.options.balance)
-            self.state["gram"] = self.state["gram"] + gram
-            self.state["targets"] = F.pad(self.state["targets"], (0, self.num_new)) + targets
-            self.solve(model)
-            self.tell(model, looks, grams, first=self.num_old)
-
-    def check_maps(self, model: SegmentationModel) -> None:
-        """Raise ValueError where the model was solved from other maps than the options name."""
+    def described_by(self, model: SegmentationModel) -> tuple[str, ...]:
+        """Return the maps of the sums so far, else those of the options; raise ValueError where the two differ."""
         asked = self.options.described_by
-        assert model.closed_form is not None
+        if model.closed_form is None:
+            backbone = tuple(name for name in ("backbone", "stages") if name in model.maps)
+            return asked or (*backbone, "image")
         found = model.closed_form.described_by
         if asked and asked != found:
             raise ValueError(
                 f"method.described_by: found {', '.join(asked)}, but the sums of the steps so far are of "
                 f"{', '.join(found)}; leave it out, or begin with a base step of these maps"
             )
+        return found
 
-    def learn_base(self, model: SegmentationModel, looks: Looks, num_classes: int) -> None:
-        """Add up the cells of the base step's images, which also say how features are standardised, and solve.
-
-        Then ask a part of them how sharp a softmax over the scores must be to give probabilities.
-        """
-        sample: list[tuple[Tensor, Tensor]] = []
-        grams = self.add_up(model, looks, looks.whole_images(of_base_step=True), num_classes, sample)
-        mean, deviation = standardisation(grams.sum(dim=0))
-        gram, targets = balanced_sums(grams, self.options.balance)
-        one = torch.ones((), dtype=torch.float64, device=looks.device)
-        self.state |= {
-            "gram": gram,
-            "targets": targets,
-            "mean": mean,
-            "deviation": deviation,
-            "sharpness": one,
-        }
-        weight, bias = self.solve(model)
-
-        def slope(sharpness: float) -> Tensor:
-            parts = [likelihood_slope(x @ weight.T + bias, labels, sharpness) for x, labels in sample]
-            return looks.sum(sum(parts, one.new_zeros(2)))
-
-        self.state["sharpness"] = one * fit_sharpness(slope)
-        self.solve(model)
-        self.tell(model, looks, grams, first=1)
-
-    def tell(self, model: SegmentationModel, looks: Looks, grams: Tensor, first: int) -> None:
-        """Say which classes from `first` on have no cell, and whose cells score higher as another class on average.
-
-        grams: those of `add_up`.
-        """
-        assert model.closed_form is not None
-        weight, bias = model.closed_form.weight.double(), model.closed_form.bias.double()
-        names = looks.class_names
-        for c in range(first, len(grams)):
-            count = grams[c, -1, -1]
-            if count == 0:
-                looks.say(
-                    f"no cell shows {names[c]} by {self.options.purity:.0%}: it will never be predicted; lower "
-                    "method.purity, or look at larger images (evaluate.short_side)"
-                )
-                continue
-            best = int((weight @ (grams[c, :-1, -1] / count) + bias).argmax())
-            if best != c:
-                looks.say(
-                    f"cells of {names[c]} score higher as {names[best]} on average: these features do not tell the two "
-                    "apart; try a backbone trained on such images, or a method that trains"
-                )
-
-    @torch.no_grad()
-    def add_up(
-        self,
-        model: SegmentationModel,
-        looks: Looks,
-        images_and_labels: Iterable[tuple[Tensor, Tensor]],
-        num_classes: int,
-        sample: list[tuple[Tensor, Tensor]] | None = None,
+    def label_cells(
+        self, model: SegmentationModel, images: Tensor, labels: Tensor, description: Tensor, num_classes: int
     ) -> Tensor:
-        """Return Σ x̃ x̃ᵀ of every class's cells over the images of all ranks, (K,F+1,F+1) float64.
+        """Return the labels (B,h,w) of cells that are pure enough; of background, what the classifier so far gives."""
+        cells = self.pure_cells(labels, description.shape[2:], num_classes)
+        scores = self.score(model, description)
+        return cells if scores is None else self.fill_background(cells, scores)
 
-        Background cells take the label that the classifier so far gives, if there is one. sample: gets the cells (N,F)
-        that count, and their labels (N,), of this rank's first IMAGES_FOR_SHARPNESS images.
-        """
-        was_training = model.training
-        model.eval()
-        described_by = self.described_by(model)
-        blank = torch.zeros(1, 3, 64, 64, device=looks.device)
-        size = model.describe(blank, described_by).shape[1] + 1
-        total = torch.zeros(num_classes, size, size, dtype=torch.float64, device=looks.device)
-        pending: list[tuple[Tensor, Tensor]] = []
-        for images, labels in images_and_labels:
-            description = model.describe(images, described_by)
-            cells = self.label_cells(labels, description.shape[2:], num_classes)
-            if model.closed_form is not None:
-                scores = model.closed_form(description) / self.state["sharpness"]
-                cells = self.fill_background(cells, scores)
-            x, cells = description.permute(0, 2, 3, 1).flatten(0, 2), cells.flatten()
-            pending.append((x, cells))
-            if sample is not None and len(sample) < IMAGES_FOR_SHARPNESS:
-                sample.append((x[cells != IGNORE_INDEX].double(), cells[cells != IGNORE_INDEX]))
-            if sum(len(labels) for _, labels in pending) >= CELLS_AT_ONCE:
-                add_to_grams(total, *map(torch.cat, zip(*pending, strict=True)))
-                pending = []
-        if pending:
-            add_to_grams(total, *map(torch.cat, zip(*pending, strict=True)))
-        model.train(was_training)
-        return looks.sum(total)
+    def add_up(self, looks: Looks, cells: Cells, num_channels: int, num_classes: int) -> Sums:
+        """Return the sums, a constant 1 being the last feature; the first step's say how features are standardised."""
+        size = num_channels + 1
+        grams = torch.zeros(num_classes, size, size, dtype=torch.float64, device=looks.device)
+        for x, labels in cells:
+            add_to_grams(grams, x, labels)
+        grams = looks.sum(grams)
+        if "mean" not in self.state:
+            self.state["mean"], self.state["deviation"] = standardisation(grams.sum(dim=0))
+        gram, targets = balanced_sums(grams, self.options.balance)
+        return Sums(gram, targets, grams[:, :-1, -1], grams[:, -1, -1])
 
-    def described_by(self, model: SegmentationModel) -> tuple[str, ...]:
-        """Return the maps and contexts that describe a cell: those of the sums so far, where there are any."""
-        if model.closed_form is not None:
-            return model.closed_form.described_by
-        backbone = tuple(name for name in ("backbone", "stages") if name in model.maps)
-        return self.options.described_by or (*backbone, "image")
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Return the weights (K,F) and constants (K,) of the ridge regression over standardised features."""
+        gram, targets, mean, deviation = (self.state[n] for n in ("gram", "targets", "mean", "deviation"))
+        return solve_ridge(gram, targets, mean, deviation, self.options.ridge)
 
-    def label_cells(self, labels: Tensor, grid: torch.Size, num_classes: int) -> Tensor:
+    def without_cells(self, name: str) -> str:
+        """Return what is said of a class that no cell shows."""
+        return (
+            f"no cell shows {name} by {self.options.purity:.0%}: it will never be predicted; lower "
+            "method.purity, or look at larger images (evaluate.short_side)"
+        )
+
+    def pure_cells(self, labels: Tensor, grid: torch.Size, num_classes: int) -> Tensor:
         """Return the label (B,h,w) of every cell that is pure enough, 255 elsewhere. labels: (B,H,W) int64."""
         present = labels[labels < num_classes].unique()
         if len(present) == 0:
@@ -216,15 +125,6 @@ class Ridge(Method):
         is_sure = best[:, 0] - best[:, 1] > self.options.margin
         found = known[:, 0].masked_fill(~is_sure, IGNORE_INDEX)
         return torch.where(cells == 0, found, cells)
-
-    def solve(self, model: SegmentationModel) -> tuple[Tensor, Tensor]:
-        """Let the solution of all steps so far score the classes; return it, (K,F) and (K,), not yet sharpened."""
-        gram, targets, mean, deviation, sharpness = (
-            self.state[name] for name in ("gram", "targets", "mean", "deviation", "sharpness")
-        )
-        weight, bias = solve_ridge(gram, targets, mean, deviation, self.options.ridge)
-        model.solve_classes(self.described_by(model), weight * sharpness, bias * sharpness)
-        return weight, bias
 
 
 Ridge.base_step = Ridge

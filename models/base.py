@@ -111,9 +111,12 @@ class SegmentationModel(nn.Module):
         """Return the maps (B,C,h,w) of these names, on the grid; parts of the network that none needs may rest."""
         raise NotImplementedError
 
-    def solve_classes(self, described_by: Sequence[str], weight: Tensor, bias: Tensor) -> None:
-        """Let a solved classifier of weights (K,F) and constants (K,) score all classes from now on."""
-        self.closed_form = ClosedFormClassifier(described_by, weight, bias).to(self.pixel_mean.device)
+    def solve_classes(
+        self, described_by: Sequence[str], weight: Tensor, bias: Tensor, expansion: Tensor | None = None
+    ) -> None:
+        """Let a solved classifier score all classes from now on; see `ClosedFormClassifier`."""
+        solved = ClosedFormClassifier(described_by, weight, bias, expansion)
+        self.closed_form = solved.to(self.pixel_mean.device)
 
     def solved_output(self, images: Tensor, full_size: bool) -> SegOutput:
         """Return what a solved model says: its features are the descriptions, its class tokens the solved weights."""

@@ -8,24 +8,33 @@ from torch import Tensor, nn
 
 
 class ClosedFormClassifier(nn.Module):
-    """Scores (B,K,h,w), float32, of descriptions (B,F,h,w).
+    """Scores (B,K,h,w), float32, of descriptions (B,C,h,w).
 
     described_by: names of the maps and of their contexts (`SegmentationModel.describe`), in the order of the channels.
+    weight: (K,F) and bias: (K,), of the F features of a cell. expansion: W (F,C), by which these are relu(W x) of a
+    description x; None where they are x itself.
     """
 
     weight: Tensor
     bias: Tensor
+    expansion: Tensor | None
 
-    def __init__(self, described_by: Sequence[str], weight: Tensor, bias: Tensor) -> None:
+    def __init__(
+        self, described_by: Sequence[str], weight: Tensor, bias: Tensor, expansion: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.described_by = tuple(described_by)
         self.register_buffer("weight", weight.float())
         self.register_buffer("bias", bias.float())
+        self.register_buffer("expansion", None if expansion is None else expansion.float())
 
     def forward(self, description: Tensor) -> Tensor:
-        """(B,F,h,w) -> (B,K,h,w)."""
+        """(B,C,h,w) -> (B,K,h,w)."""
         with torch.autocast(description.device.type, enabled=False):
-            return F.conv2d(description.float(), self.weight[:, :, None, None], self.bias)
+            x = description.float()
+            if self.expansion is not None:
+                x = F.conv2d(x, self.expansion[:, :, None, None]).relu()
+            return F.conv2d(x, self.weight[:, :, None, None], self.bias)
 
 
 def join_maps(maps: Mapping[str, Sequence[Tensor]], described_by: Sequence[str]) -> Tensor:

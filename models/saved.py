@@ -129,8 +129,9 @@ def load_weights_of(checkpoint: dict[str, Any], model: SegmentationModel) -> Non
     described_by = checkpoint.get("described_by")
     try:
         if described_by is not None:
-            weight, bias = (checkpoint["model"][f"closed_form.{name}"] for name in ("weight", "bias"))
-            model.solve_classes(described_by, weight, bias)
+            weights = checkpoint["model"]
+            weight, bias = (weights[f"closed_form.{name}"] for name in ("weight", "bias"))
+            model.solve_classes(described_by, weight, bias, weights.get("closed_form.expansion"))
         model.load_state_dict(checkpoint["model"])
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]

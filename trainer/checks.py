@@ -282,8 +282,8 @@ def check_base(config: Config, task: Task, num_images: int) -> None:
             f"{SCORE_NAMES[ours_of.scores]}; take a base step of a method with the same scores: "
             f"{', '.join(name for name, method in METHODS.items() if method.scores == ours_of.scores)}"
         )
-    is_own = theirs_of.base_step is ours_of.base_step
-    if ours_of.needs_base_images and not (is_own and checkpoint["method_state"]) and num_images == 0:
+    carried = checkpoint["method_state"] if theirs_of.base_step is ours_of.base_step else {}
+    if ours_of.begins_with not in (None, *carried) and num_images == 0:
         raise ValueError(
             f"init_from: {config.init_from} was trained with method {name} and holds nothing that "
             f"method {config.method.name} could go on from, and no image of step 0 is there to begin with; take a "

@@ -178,7 +178,12 @@ def take_over(session: Session, path: Path) -> None:
     session.log.info(f"step 0: {names}; taken from {config.init_from}")
     method = method_of_step(config.method, 0, step.num_new)
     method.modules = make_parts(method, config)
-    carried = carried_over(method, base)
+    carried = carried_over(METHODS[config.method.name], base)
+    if base.get("described_by") and "described_by" not in carried:
+        session.log.info(
+            f"{config.init_from} scores by a solved classifier, which method {config.method.name} leaves behind: the "
+            "trained one below it goes on, which knows no class that was only solved"
+        )
     if method.modules and not carried["parts"]:
         session.log.info(
             f"method {config.method.name}: the base step was trained without its modules "
@@ -189,12 +194,12 @@ def take_over(session: Session, path: Path) -> None:
     save(path, {**carried, **describe_checkpoint(plan, step, base["num_classes"]), **told})
 
 
-def carried_over(method: Method, base: dict[str, Any]) -> dict[str, Any]:
+def carried_over(method: type[Method], base: dict[str, Any]) -> dict[str, Any]:
     """Return what a method takes from a base step's checkpoint: the weights and, if its own base step wrote them, all
-    that it carries on and the solved classifier.
+    that it carries on, and the solved classifier if the method solves, too.
     """
-    own = METHODS[base["config"]["method"]["name"]].base_step is type(method)
-    solved = own and base.get("described_by") is not None
+    own = METHODS[base["config"]["method"]["name"]].base_step is method.base_step
+    solved = own and not method.trains and base.get("described_by") is not None
     weights = {name: x for name, x in base["model"].items() if solved or not name.startswith("closed_form.")}
     carried = {name: base[name] if own else {} for name in ("parts", "method_state")}
     return {"model": weights, **carried, **({"described_by": base["described_by"]} if solved else {})}

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from methods.base import Looks
+from methods.closed_form import Sums
 from methods.ridge import Ridge
 from models import SegmentationModel, load_model
 from tests.support.cli import run_main, run_tool, set_fields, write_tiny_config
@@ -116,7 +117,7 @@ def test_steps_add_up_to_what_one_pass_over_all_their_cells_gives(folder: Path) 
             for image, label, _ in (dataset[i] for i in range(len(dataset))):
                 with torch.no_grad():
                     x = model.describe(image[None], model.closed_form.described_by)
-                    cells = method.label_cells(label[None].long(), x.shape[2:], 5)
+                    cells = method.pure_cells(label[None].long(), x.shape[2:], 5)
                     if step.index == 1:
                         cells = method.fill_background(cells, model.closed_form(x) / state["sharpness"])
                 xs.append(x.permute(0, 2, 3, 1).flatten(0, 2).double())
@@ -206,12 +207,13 @@ def test_a_class_whose_cells_score_higher_as_another_on_average_is_told() -> Non
     solved = SimpleNamespace(
         weight=torch.tensor([[0.0], [1.0], [0.5], [0.0]]), bias=torch.tensor([0.0, 0, 0, 0.9])
     )
-    grams = torch.zeros(4, 2, 2, dtype=torch.float64)
-    grams[2] = torch.tensor([[8.0, 4.0], [4.0, 2.0]])  # two cows, x = 2: dog 2, cow 1, cat 0.9
-    grams[3] = torch.tensor([[0.01, 0.1], [0.1, 1.0]])  # a cat, x = 0.1: dog 0.1, cow 0.05, cat 0.9
+    of_class = torch.tensor([[0.0], [0.0], [4.0], [0.1]], dtype=torch.float64)
+    counts = torch.tensor([0.0, 0, 2, 1], dtype=torch.float64)
+    # Two cows, x = 2: dog 2, cow 1, cat 0.9; a cat, x = 0.1: dog 0.1, cow 0.05, cat 0.9.
+    sums = Sums(of_class, of_class, of_class, counts)
     method = Ridge(Ridge.Options(), 2, 2)
     method.tell(
-        cast(SegmentationModel, SimpleNamespace(closed_form=solved)), cast(Looks, looks), grams, first=2
+        cast(SegmentationModel, SimpleNamespace(closed_form=solved)), cast(Looks, looks), sums, first=2
     )
     assert len(told) == 1
     assert told[0].startswith("cells of cow score higher as dog on average")
@@ -276,8 +278,8 @@ def test_only_cells_of_one_label_count() -> None:
     labels = torch.zeros(1, 4, 8, dtype=torch.int64)
     labels[0, :, :4] = 2
     labels[0, 0, 4:] = 1  # a quarter of the second cell
-    assert method.label_cells(labels, torch.Size((1, 2)), 3).tolist() == [[[2, 255]]]
+    assert method.pure_cells(labels, torch.Size((1, 2)), 3).tolist() == [[[2, 255]]]
     labels[0, 0, 5:] = 0
-    assert method.label_cells(labels, torch.Size((1, 2)), 3).tolist() == [[[2, 0]]]
+    assert method.pure_cells(labels, torch.Size((1, 2)), 3).tolist() == [[[2, 0]]]
     labels[0, :, :4] = 255
-    assert method.label_cells(labels, torch.Size((1, 2)), 3).tolist() == [[[255, 0]]]
+    assert method.pure_cells(labels, torch.Size((1, 2)), 3).tolist() == [[[255, 0]]]

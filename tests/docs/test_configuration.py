@@ -13,7 +13,20 @@ MARKED = r"<!-- config_table:.*?-->\n(.*?)\n<!-- end of config_table -->"
 
 
 OURS = {
-    "method": {"mbs", "finetune", "joint", "lwf", "ilt", "mib", "plop", "ssul", "dkd", "ewf", "ridge", "segacil"},
+    "method": {
+        "mbs",
+        "finetune",
+        "joint",
+        "lwf",
+        "ilt",
+        "mib",
+        "plop",
+        "ssul",
+        "dkd",
+        "ewf",
+        "ridge",
+        "segacil",
+    },
     "data": {"voc", "ade20k", "cityscapes", "folder", "shapes"},
     "model": {"deeplabv3", "segmenter"},
 }

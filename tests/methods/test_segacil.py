@@ -22,7 +22,7 @@ from trainer.plan import prepare
 from trainer.session import Session
 
 FIELDS = ("method=segacil", "method.expansion=24")
-EXACT = {"rtol": 1e-10, "atol": 1e-10}
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 ALONE = cast(Looks, SimpleNamespace(device=torch.device("cpu"), sum=lambda x: x))
 
 
@@ -123,7 +123,8 @@ def test_three_steps_equal_joint_ridge_regression_on_all_their_cells(folder: Pat
     config = tiny(folder, "segacil", *FIELDS, "task=[[ring, disc], [star], [cross]]")
     plan = prepare(config, WORKER)
     state = state_of(folder, 2)
-    rows, targets = [], []
+    rows: list[Tensor] = []
+    targets: list[Tensor] = []
     for step in plan.task.steps:
         # The model that labels a step's background: that of the step before, from step 1 on with its solution.
         model, _ = load_model(checkpoint_path(config.run_dir, max(step.index - 1, 0)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.class_list import read_class_list
+from datasets.config import FilesConfig
 from datasets.file_dataset import FileDataset, check_split, list_files, pair_samples
 from datasets.source import file_source
 from utils.images import make_palette
@@ -17,6 +18,14 @@ EXPECTED = (
     "masks/{train,val}/ID.png (8-bit class ids, 0 = background, 255 = ignored) and classes.txt "
     f"(one name a line, line i is id i), or classes.yaml where masks are in colour; {HOW_TO_GET}"
 )
+
+
+class FolderConfig(FilesConfig):
+    """A folder of one's own, and where old classes are scored."""
+
+    val_root_old: Path | None = None
+    """A second folder of this layout, whose validation masks label classes that those of `root` do not. Both count in
+    the scores, each for the classes that its masks show."""
 
 
 def open_split(root: Path, split: str, problems: list[str] | None = None) -> FileDataset:
@@ -43,4 +52,4 @@ def open_split(root: Path, split: str, problems: list[str] | None = None) -> Fil
     return FileDataset("folder", split, classes.names, palette, samples, mask_coding=classes.coding)
 
 
-SOURCE = file_source(open_split, HOW_TO_GET, None)
+SOURCE = file_source(open_split, HOW_TO_GET, None, options=FolderConfig)

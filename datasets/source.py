@@ -77,13 +77,14 @@ def file_source(
     classes: tuple[str, ...] | None,
     class_orders: Mapping[str, tuple[int, ...]] | None = None,
     domains: Domains | None = None,
+    options: type[FilesConfig] = FilesConfig,
 ) -> Source:
     """The source of a data set whose splits `open_split` finds below a root, of which the config may take a part."""
 
-    def open_configured(options: FilesConfig, split: str, problems: list[str] | None = None) -> FileDataset:
-        dataset = replace(open_split(options.root, split, problems), long_side=options.long_side)
+    def open_configured(section: FilesConfig, split: str, problems: list[str] | None = None) -> FileDataset:
+        dataset = replace(open_split(section.root, split, problems), long_side=section.long_side)
         field_name = f"{split}_ids"
-        id_list: Path | None = getattr(options, field_name)
+        id_list: Path | None = getattr(section, field_name)
         return dataset if id_list is None else keep_listed(dataset, id_list, f"data.{field_name}", problems)
 
-    return Source(open_configured, how_to_get, FilesConfig, classes, class_orders or {}, domains)
+    return Source(open_configured, how_to_get, options, classes, class_orders or {}, domains)

@@ -12,6 +12,7 @@ from datasets import DATASETS
 from datasets.tasks import Step, Task
 from models import ModelInfo, SegmentationModel, load_model
 from trainer.config import Config, make_config
+from trainer.labelled import describe_unlabelled
 from trainer.plan import open_evaluation
 from trainer.validation import validate
 from utils.arguments import add_checkpoint, add_device, add_overwrite, add_set, fail, new_parser, to_path
@@ -38,12 +39,15 @@ def evaluate_model(
 
     Raises ValueError or OSError naming what is wrong with config or data.
     """
-    evaluation = open_evaluation(config)
+    evaluation = open_evaluation(config, worker)
     step = step_of(info, evaluation.task)
     evaluation = evaluation.so_far(step)
     validation = validate(evaluation, step, model, worker)
     if validation.unreadable.problems and worker.is_main:
         print(validation.unreadable.describe())
+    if worker.is_main:
+        for line in describe_unlabelled(config, evaluation.task, evaluation.without_label):
+            print(line)
     entry = make_step_entry(
         step_index=step.index,
         new_class_names=evaluation.task.new_class_names(step),
@@ -53,7 +57,7 @@ def evaluate_model(
         num_new=step.num_new,
         num_base=evaluation.task.steps[0].num_new,
         num_train_images=0,
-        num_val_images=len(evaluation.val.ids) - len(validation.unreadable.problems),
+        num_val_images=len(evaluation.image_ids) - len(validation.unreadable.problems),
         seconds=0.0,
     )
     return {name: value for name, value in entry.items() if name not in UNKNOWN}
@@ -108,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, info = load_model(args.checkpoint)
         if args.data is not None:
             info.config.setdefault("data", {})["root"] = str(args.data)
+            info.config["data"].pop("val_root_old", None)
         config = make_config(info.config, args.checkpoint, args.overrides)
         if args.data is not None and not DATASETS[config.data.name].lies_in_files:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from utils.console import check_environment
 from utils.distributed import Worker
 from utils.documents import load_json
 from utils.files import check_writable
+from utils.images import Colour, make_palette
 from utils.report.schema import load_results
 
 RUN_FOLDERS = (
@@ -123,15 +125,45 @@ def digest_of_classes(dataset: SegmentationDataset) -> str:
     return hashlib.sha256(repr((dataset.classes, dataset.palette)).encode()).hexdigest()[:16]
 
 
-def check_classes(config: Config, task: Task, dataset: SegmentationDataset, saved: dict[str, Any]) -> None:
+def base_palette(config: Config, task: Task, saved: dict[str, Any]) -> list[Colour]:
+    """Return the colours of step 0's classes in the checkpoint of `init_from`; none where the run has no such base.
+
+    saved: what `check_run_dir` returns of the run's own last checkpoint, which has them, too.
+    """
+    if config.init_from is None:
+        return []
+    found = saved.get("palette") or load_checkpoint(base_file(config.init_from)).get("palette") or []
+    return [(red, green, blue) for red, green, blue in found[: task.steps[0].num_new]]
+
+
+def choose_palette(own: Sequence[Colour], base: Sequence[Colour]) -> tuple[Colour, ...]:
+    """Return the classes' colours: those of the base step, then those of the data set, each once.
+
+    own: the data set's, of all classes in learning order. One that a class of the base step has gives way to one that
+    is free. Without a base step all are the data set's.
+    """
+    colours = list(base)
+    for colour in own[len(base) :]:
+        free = (c for c in make_palette(256) if c not in colours and c not in own)
+        colours.append(next(free) if base and colour in colours else colour)
+    return (*colours,)
+
+
+def check_classes(
+    config: Config,
+    task: Task,
+    dataset: SegmentationDataset,
+    palette: Sequence[Colour],
+    saved: dict[str, Any],
+) -> None:
     """Raise ValueError where a run has begun with other classes, ids or colours than the data set has now.
 
-    saved: what `check_run_dir` returns of its last checkpoint.
+    palette: the classes' colours, in learning order. saved: what `check_run_dir` returns of its last checkpoint.
     """
     ours: dict[str, Any] = {
         "class_names": list(task.class_names),
         "class_ids": list(task.class_ids),
-        "palette": [list(dataset.palette[i]) for i in task.class_ids],
+        "palette": [list(colour) for colour in palette],
         "class_list": digest_of_classes(dataset),
     }
     path = config.run_dir / "task.json"
@@ -205,9 +237,9 @@ def check_images(config: Config, dataset: SegmentationDataset) -> None:
         if ids
     ]
     field = f"{dataset.split}_ids"
-    source = (
-        f"data.{field} ({getattr(config.data, field)})" if getattr(config.data, field, None) else "data.root"
-    )
+    source = "data.val_root_old" if dataset.split == "val_old" else "data.root"
+    if getattr(config.data, field, None):
+        source = f"data.{field} ({getattr(config.data, field)})"
     raise ValueError(
         f"{source}: the {dataset.split} images are not those that the run in {config.run_dir} has begun with: "
         f"{' and '.join(told) or 'they stand in another order'}; bring back those of {path}, or choose another --log"

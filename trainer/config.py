@@ -82,6 +82,8 @@ class TrainConfig(Section):
     """Passes over a step's images."""
     num_epochs_incremental: int | None = Field(None, ge=1, le=MAX_COUNT)
     """The same for incremental steps, where it differs."""
+    min_iterations: int = Field(0, ge=0, le=MAX_COUNT)
+    """Least number of iterations of a step: one of few images makes more passes over them."""
     crop_size: int = Field(ge=1, le=MAX_SIDE)
     """Side of the training crop and of the evaluation, in pixels."""
     min_scale: float = Field(0.5, gt=0)
@@ -163,6 +165,10 @@ class EvaluateConfig(Section):
     """Test-time augmentation: average the probabilities over the image at these scales, 1 being as `mode` has it."""
     future: Literal["ignore", "background"] = "ignore"
     """What pixels of classes not yet learned count as."""
+    labelled: Literal["all"] | list[str] | None = None
+    """Classes that the validation masks label: `all`, or names; null takes those that a validation mask shows in data
+    whose files name the classes (`folder`), all elsewhere. Others have no IoU, and background that the model takes for
+    them is left out."""
     batch_size: int = Field(8, ge=1, le=MAX_COUNT)
     """Images (`sliding`: windows) a forward pass, a rank; images of different sizes do not share one. The results
     depend on it by rounding at most."""

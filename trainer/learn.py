@@ -211,7 +211,7 @@ def describe_checkpoint(plan: Plan, step: Step, num_classes: list[int]) -> dict[
         "step": step.index,
         "num_classes": num_classes,
         "class_names": list(plan.task.class_names[: step.num_classes]),
-        "palette": [list(plan.train.palette[i]) for i in plan.task.class_ids[: step.num_classes]],
+        "palette": [list(colour) for colour in plan.palette[: step.num_classes]],
         "class_ids": list(plan.task.class_ids[: step.num_classes]),
         "class_list": digest_of_classes(plan.train),
         "config": plan.config.model_dump(mode="json"),

@@ -29,14 +29,13 @@ def draw_panels(
 ) -> Iterator[tuple[str, UInt8Array]]:
     """Write `logging.num_panels` images, their ground truth and the model's predictions into the run's folder.
 
-    Yields the image id, and image, ground truth and prediction side by side, (H,3W,3), in the data set's palette.
+    Yields the image id, and image, ground truth and prediction side by side, (H,3W,3), in the plan's palette.
     The ground truth is that of the last step, in which every class of the task has its label. An image that cannot be
     read is left out. Raises SaveError.
     """
-    config, task = plan.config, plan.task
+    config, task, colours = plan.config, plan.task, plan.palette
     image_ids = choose_images(plan.val, task, config.logging.num_panels)
     dataset = plan.evaluation.dataset(image_ids, task.steps[-1])
-    colours = [plan.val.palette[i] for i in task.class_ids]
     for index, image_id in enumerate(image_ids):
         image, label, problem = dataset[index]
         if problem:

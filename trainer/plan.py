@@ -1,5 +1,6 @@
 """The plan of a run: everything that can be known before training, checked before training."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,12 +16,14 @@ from datasets.tasks import Step, Task
 from methods import method_of_step
 from trainer.checkpoint import checkpoint_path, new_model
 from trainer.checks import (
+    base_palette,
     check_base,
     check_classes,
     check_config,
     check_images,
     check_run_dir,
     check_selection,
+    choose_palette,
     finished_steps,
 )
 from trainer.config import Config
@@ -33,18 +36,41 @@ from trainer.data import (
     open_splits,
     read_lists,
 )
+from trainer.labelled import describe_unlabelled, find_absent, find_unlabelled, open_old_split
 from trainer.network import Network, new_network
 from trainer.sampling import TrainSampler
 from utils.distributed import Worker, seed_everything
+from utils.images import Colour
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What steps are evaluated on: the validation split, and the config and the task that say how."""
+    """What steps are evaluated on: the validation split, and the config and the task that say how.
+
+    unlabelled: the classes, by id in learning order, that its masks do not label. old: other images that label some of
+    these (`data.val_root_old`).
+    """
 
     config: Config
     task: Task
     val: SegmentationDataset
+    unlabelled: frozenset[int] = frozenset()
+    old: "Evaluation | None" = None
+
+    @property
+    def parts(self) -> "tuple[Evaluation, ...]":
+        """What is evaluated one after the other: this, and the other images."""
+        return (self,) if self.old is None else (self, self.old)
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        """Ids of all validation images, those of the other images as old/ID."""
+        return (*self.val.ids, *(f"old/{image_id}" for part in self.parts[1:] for image_id in part.val.ids))
+
+    @property
+    def without_label(self) -> frozenset[int]:
+        """The classes that no validation mask labels."""
+        return frozenset.intersection(*(part.unlabelled for part in self.parts))
 
     def dataset(self, image_ids: Sequence[str], step: Step) -> ValidationDataset:
         """Return validation images, labelled for a step."""
@@ -67,11 +93,12 @@ class Evaluation:
 class Plan:
     """Everything a run needs, checked before it trains.
 
-    image_ids: the training images of every step, its memory's last; memory_ids: those of them that are in memory,
-    also where they serve the step itself; holdout_ids: those held out of them; split_sizes: images that every
-    step would have, by setting; finished: the entries of results.json of finished steps; base_network: what step 0
-    trains, as it starts, where that is still to come; remarks: what is unusual about the data and the task, such as
-    images that cannot be read.
+    image_ids: the training images of every step, its memory's last; evaluation: what the steps are evaluated on;
+    palette: the classes' colours, in learning order; memory_ids: the training images that are in memory, also where
+    they serve the step itself; holdout_ids: those held out of them; split_sizes: images that every step would have, by
+    setting; finished: the entries of results.json of finished steps; base_network: what step 0 trains, as it starts,
+    where that is still to come; remarks: what is unusual about the data and the task, such as images that cannot be
+    read.
     """
 
     config: Config
@@ -79,6 +106,8 @@ class Plan:
     train: SegmentationDataset
     val: SegmentationDataset
     image_ids: tuple[tuple[str, ...], ...]
+    evaluation: Evaluation
+    palette: tuple[Colour, ...]
     memory_ids: tuple[tuple[str, ...], ...]
     holdout_ids: tuple[tuple[str, ...], ...]
     split_sizes: dict[str, list[int]]
@@ -86,19 +115,18 @@ class Plan:
     base_network: Network | None
     remarks: tuple[str, ...] = ()
 
-    @property
-    def evaluation(self) -> Evaluation:
-        """What the run's steps are evaluated on."""
-        return Evaluation(self.config, self.task, self.val)
-
     def sampler(self, step: Step, worker: Worker) -> TrainSampler:
         """Return the order in which a step's images are seen by one rank."""
         train = self.config.train
         incremental = train.num_epochs_incremental or train.num_epochs
+        num_images = len(self.image_ids[step.index])
         return TrainSampler(
-            len(self.image_ids[step.index]),
+            num_images,
             train.batch_size,
-            train.num_epochs if step.index == 0 else incremental,
+            max(
+                train.num_epochs if step.index == 0 else incremental,
+                math.ceil(train.min_iterations / max(1, num_images // train.batch_size)),
+            ),
             seed=self.config.seed,
             step=step.index,
             rank=worker.rank,
@@ -128,8 +156,13 @@ def prepare(config: Config, worker: Worker) -> Plan:
     saved = worker.main_only(lambda: check_run_dir(config))
     train, val = open_splits(config)
     task = make_task(config, train.classes)
-    worker.main_only(lambda: check_classes(config, task, train, saved))
+    palette = choose_palette(
+        [train.palette[i] for i in task.class_ids],
+        worker.main_only(lambda: base_palette(config, task, saved)),
+    )
+    worker.main_only(lambda: check_classes(config, task, train, palette, saved))
     image_classes, remarks = worker.main_only(lambda: index_splits(config, train, val))
+    evaluation = open_scored(config, task, val, worker)
     lists, told = read_lists(config, train, task, image_classes)
     of_steps = None if lists is None else lists.steps
     selected = [
@@ -146,7 +179,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
     }
     finished = worker.main_only(lambda: finished_steps(config, task))
     if len(finished) < len(task.steps):
-        for dataset in (train, val):
+        for dataset in (train, *(part.val for part in evaluation.parts)):
             worker.main_only(partial(check_images, config, dataset))
     base_network = None
     if not worker.main_only(checkpoint_path(config.run_dir, 0).exists):
@@ -161,7 +194,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
                 )
             )
     memories = choose_memories(config, task, image_classes, selected, lists)
-    return Plan(
+    plan = Plan(
         config=config,
         task=task,
         train=train,
@@ -170,16 +203,48 @@ def prepare(config: Config, worker: Worker) -> Plan:
             (*(image_id for image_id in own if image_id not in memory), *memory)
             for (own, _), memory in zip(selected, memories, strict=True)
         ),
+        evaluation=evaluation,
+        palette=palette,
         memory_ids=tuple(map(tuple, memories)),
         holdout_ids=tuple(tuple(held_out) for _, held_out in selected),
         split_sizes=split_sizes,
         finished=finished,
         base_network=base_network,
-        remarks=(*remarks, *told, *task.remarks),
+        remarks=(
+            *remarks,
+            *told,
+            *task.remarks,
+            *describe_unlabelled(config, task, evaluation.without_label),
+        ),
     )
+    return replace(plan, remarks=(*plan.remarks, *describe_short_steps(plan, worker)))
 
 
-def open_evaluation(config: Config) -> Evaluation:
+def describe_short_steps(plan: Plan, worker: Worker) -> list[str]:
+    """Return a line for every step that has fewer images than a batch, and no minimum of iterations."""
+    train, task = plan.config.train, plan.task
+    return [
+        f"warning: step {step.index} ({', '.join(task.new_names(step))}) has {len(ids)} images, fewer than "
+        f"train.batch_size {train.batch_size}: an epoch is one iteration, the step has {count}; "
+        "set train.min_iterations, such as 300, for more"
+        for step, ids in zip(task.steps, plan.image_ids, strict=True)
+        if len(ids) < train.batch_size
+        and (count := plan.num_iterations(step, worker)) > 0
+        and not train.min_iterations
+    ]
+
+
+def open_scored(config: Config, task: Task, val: SegmentationDataset, worker: Worker) -> Evaluation:
+    """Return what steps are evaluated on, with what its masks do not label; raises ValueError or OSError."""
+    old = open_old_split(config, task)
+    other = None
+    if old is not None:
+        absent = worker.main_only(lambda: find_absent(config, *old))
+        other = Evaluation(config, *old, absent)
+    return Evaluation(config, task, val, worker.main_only(lambda: find_unlabelled(config, task, val)), other)
+
+
+def open_evaluation(config: Config, worker: Worker) -> Evaluation:
     """Return what a checkpoint is evaluated on by itself, without a run and without its training images.
 
     Raises ValueError or OSError naming what is wrong.
@@ -187,7 +252,7 @@ def open_evaluation(config: Config) -> Evaluation:
     val = open_split(config, "val")
     if isinstance(val, FileDataset):
         check_libraries()
-    return Evaluation(config, make_task(config, val.classes), val)
+    return open_scored(config, make_task(config, val.classes), val, worker)
 
 
 def describe(plan: Plan, worker: Worker) -> str:

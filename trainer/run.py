@@ -15,6 +15,7 @@ from datasets.id_list import digest_ids
 from datasets.tasks import Step
 from trainer.checkpoint import RERUN, checkpoint_path, load_checkpoint, restore_model
 from trainer.checks import digest_of_classes, ids_path, list_ids, uses_sync_batch_norm
+from trainer.hints import explain_unlearned
 from trainer.learn import learn
 from trainer.panels import draw_panels
 from trainer.plan import Plan
@@ -89,16 +90,15 @@ def describe_run(session: Session) -> None:
     config, run_dir, task = plan.config, session.run_dir, plan.task
     if worker.is_main:
         write_atomic(run_dir / "config.yaml", config.to_yaml())
-        for dataset in (plan.train, plan.val):
+        for dataset in (plan.train, *(part.val for part in plan.evaluation.parts)):
             path = ids_path(config, dataset.split)
             if not path.exists():
                 write_atomic(path, list_ids(dataset))
-        colours = [plan.val.palette[i] for i in task.class_ids]
         write_task(
             run_dir,
             task.name,
             [task.new_class_names(step) for step in task.steps],
-            dict(zip(task.class_names, colours, strict=True)),
+            dict(zip(task.class_names, plan.palette, strict=True)),
             class_ids=list(task.class_ids),
             class_list=digest_of_classes(plan.train),
         )
@@ -142,10 +142,14 @@ def assess(session: Session, step: Step, entries: Sequence[Mapping[str, Any]]) -
         num_new=step.num_new,
         num_base=plan.task.steps[0].num_new,
         num_train_images=checkpoint["num_train_images"],
-        num_val_images=len(evaluation.val.ids) - len(validation.unreadable.problems),
+        num_val_images=len(evaluation.image_ids) - len(validation.unreadable.problems),
         seconds=checkpoint["seconds"],
     )
     entry["checkpoint"] = checkpoint["chosen"]
+    if step.index == 0 and config.init_from is not None:
+        entry["taken_from"] = config.init_from
+    if unlabelled := sorted(evaluation.without_label.intersection(step.seen_classes)):
+        entry["unlabelled"] = [class_names[c] for c in unlabelled]
     entry["train_images_sha256"] = checkpoint.get("train_images_sha256")  # older checkpoints do not state it
     if plan.task.domains:
         entry["domains"] = list(plan.task.domains[step.index])
@@ -157,7 +161,10 @@ def assess(session: Session, step: Step, entries: Sequence[Mapping[str, Any]]) -
     if plan.holdout_ids[step.index]:
         entry["holdout"] = score_on_holdout(plan, step, model, worker)
     groups = {name: value for name, value in entry.items() if name.startswith("miou") and value is not None}
-    log.info(f"step {step.index}: " + ", ".join(f"{name} {value:.3f}" for name, value in groups.items()))
+    told = ", ".join(f"{name} {value:.3f}" for name, value in groups.items())
+    log.info(f"step {step.index}: {told or 'no class has an IoU'}")
+    for hint in explain_unlearned(session, step, validation):
+        log.info(f"step {step.index}: {hint}")
     if worker.is_main:
         save_confusion(config.run_dir, step.index, validation.confusion, class_names)
         num_done = plan.first_iteration(step, worker) + plan.num_iterations(step, worker)
@@ -199,6 +206,6 @@ def results_so_far(plan: Plan, entries: Sequence[Mapping[str, Any]], worker: Wor
         steps=entries,
         seed=config.seed,
         device=f"{worker.world_size} × {device}",
-        val_images_sha256=digest_ids(plan.val.ids),
+        val_images_sha256=digest_ids(plan.evaluation.image_ids),
         num_steps=len(plan.task.steps),
     )

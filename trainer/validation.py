@@ -18,11 +18,12 @@ from trainer.inference import predict_all
 from trainer.plan import Evaluation, Plan
 from utils.console import progress_bar
 from utils.distributed import Worker
-from utils.metrics import iou_per_class, mean_iou
+from utils.metrics import iou_of_labelled, iou_per_class, leave_out_unlabelled, mean_iou
 
 
 class Validation(NamedTuple):
-    """Pixel counts (K,K) of all validation images, IoU (K,) of every class, and the images that could not be read."""
+    """Pixel counts (K,K) of all validation images as far as classes are labelled, IoU (K,) of every class, nan where
+    there is none, and the images that could not be read."""
 
     confusion: npt.NDArray[np.int64]
     iou: npt.NDArray[np.float64]
@@ -31,12 +32,18 @@ class Validation(NamedTuple):
 
 def validate(evaluation: Evaluation, step: Step, model: SegmentationModel, worker: Worker) -> Validation:
     """Evaluate a model on all validation images; raises DataError as `data.on_error` says."""
-    config, val = evaluation.config, evaluation.val
-    dataset = evaluation.dataset(val.ids[worker.rank :: worker.world_size], step)
-    where = f"evaluation of step {step.index}"
-    unreadable = Unreadable(config.data.on_error, config.data.max_skipped, len(val.ids), where)
-    confusion = evaluate(model, dataset, step.num_classes, config, worker, unreadable, where)
-    return Validation(confusion, iou_per_class(confusion, dataset.shows_background), unreadable)
+    config, where = evaluation.config, f"evaluation of step {step.index}"
+    unreadable = Unreadable(config.data.on_error, config.data.max_skipped, len(evaluation.image_ids), where)
+    confusion = np.zeros((step.num_classes, step.num_classes), np.int64)
+    shows_background = False
+    for part in evaluation.parts:
+        dataset = part.dataset(part.val.ids[worker.rank :: worker.world_size], step)
+        counts = evaluate(model, dataset, step.num_classes, config, worker, unreadable, where)
+        confusion += leave_out_unlabelled(counts, part.unlabelled.intersection(step.seen_classes))
+        shows_background |= dataset.shows_background
+    iou = iou_per_class(confusion, shows_background)
+    unlabelled = evaluation.without_label.intersection(step.seen_classes)
+    return Validation(confusion, iou_of_labelled(iou, unlabelled), unreadable)
 
 
 def score_on_holdout(plan: Plan, step: Step, model: SegmentationModel, worker: Worker) -> dict[str, Any]:

@@ -33,6 +33,28 @@ def iou_per_class(confusion: npt.NDArray[np.int64], background_evaluated: bool =
     return iou
 
 
+def leave_out_unlabelled(
+    confusion: npt.NDArray[np.int64], unlabelled: Iterable[int]
+) -> npt.NDArray[np.int64]:
+    """Pixel counts (K, K) without what labels that leave classes out cannot tell.
+
+    That are background predicted as such a class, which it may well show, and pixels that are labelled so after all.
+    """
+    kept, ids = confusion.copy(), list(unlabelled)
+    kept[0, ids] = 0
+    kept[ids] = 0
+    return kept
+
+
+def iou_of_labelled(iou: FloatArray, unlabelled: Iterable[int]) -> FloatArray:
+    """IoUs (K,) without those of unlabelled classes, and without background's where no other class is labelled."""
+    kept = iou.copy()
+    kept[list(unlabelled)] = np.nan
+    if len(kept) > 1 and len({*unlabelled}) == len(kept) - 1:
+        kept[0] = np.nan
+    return kept
+
+
 def mean_iou(iou: FloatArray, class_ids: Iterable[int]) -> float | None:
     """Mean of `iou` (K,) over `class_ids`, nan left out; None if nothing is left."""
     group = iou[np.fromiter(class_ids, dtype=np.int64)]

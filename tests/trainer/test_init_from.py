@@ -35,6 +35,7 @@ def test_a_run_from_another_base_step_equals_the_run_that_trained_it(
     results = train(config)
     for step in (0, 1):
         assert_equal_states(weights(config, step), weights(base[0], step))
+    assert results["steps"][0].pop("taken_from") == config.init_from
     for ours, theirs in zip(results["steps"], base[1]["steps"], strict=True):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
     assert results["steps"][0]["seconds"] == base[1]["steps"][0]["seconds"]

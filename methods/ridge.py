@@ -3,11 +3,12 @@
 Ours, after the analytic methods of the field (e.g. SegACIL, arXiv 2412.10834), with other features, weights and labels.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from losses.ridge import add_to_grams, balanced_sums, solve_ridge, standardisation
@@ -40,6 +41,10 @@ class Ridge(ClosedForm):
         margin: float = Field(0.2, ge=0)
         """By how much the best score of a background cell must exceed the second for its class to become the cell's
         label; other background cells are left out. A class scores about 1 where it is, others 0."""
+        scales: tuple[PositiveFloat, ...] = Field((1.0,), min_length=1)
+        """By what an image's sides are multiplied when its cells are added up: once for each."""
+        flips: bool = False
+        """Add the cells of the mirrored images up too."""
 
     options: Options
 
@@ -83,6 +88,28 @@ class Ridge(ClosedForm):
         cells = self.pure_cells(labels, description.shape[2:], num_classes)
         scores = self.score(model, description)
         return cells if scores is None else self.fill_background(cells, scores)
+
+    def cells(
+        self,
+        model: SegmentationModel,
+        images_and_labels: Iterable[tuple[Tensor, Tensor]],
+        num_classes: int,
+        sample: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the cells of every view of the images."""
+        return super().cells(model, self.views(images_and_labels), num_classes, sample)
+
+    def views(self, images_and_labels: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and labels as `scales` and `flips` ask for them; labels keep their size."""
+        for images, labels in images_and_labels:
+            for scale in self.options.scales:
+                x = images
+                if scale != 1:
+                    sides = [max(1, round(scale * side)) for side in images.shape[2:]]
+                    x = F.interpolate(images, sides, mode="bilinear", antialias=True)
+                yield x, labels
+                if self.options.flips:
+                    yield x.flip(3), labels.flip(2)
 
     def add_up(self, looks: Looks, cells: Cells, num_channels: int, num_classes: int) -> Sums:
         """Return the sums, a constant 1 being the last feature; the first step's say how features are standardised."""

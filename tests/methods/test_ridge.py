@@ -101,6 +101,26 @@ def test_another_method_takes_the_network_without_its_solution(folder: Path) -> 
     assert all(torch.equal(own[name], x) for name, x in checkpoint(folder, 0, "mbs")["model"].items())
 
 
+def test_scales_and_flips_add_the_cells_of_every_view_of_an_image(folder: Path) -> None:
+    model, _ = load_model(checkpoint_path(folder / "runs/ridge", 0))
+    looks = cast(Looks, SimpleNamespace(device=torch.device("cpu"), sum=lambda x: x))
+    images = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(3)) * 255
+    labels = torch.zeros(1, 64, 96, dtype=torch.int64)
+    labels[:, :, 40:] = 1
+
+    def sums(x: torch.Tensor, y: torch.Tensor, **options: Any) -> torch.Tensor:
+        method = Ridge(Ridge.Options(name="ridge", **options), 3, 0)
+        method.state["sharpness"] = torch.ones(())
+        return method.add_up(model, looks, [(x, y)], 3)
+
+    smaller = torch.nn.functional.interpolate(images, (32, 48), mode="bilinear", antialias=True)
+    expected = sum(sums(x, y) for x, y in [(images, labels), (images.flip(3), labels.flip(2))])
+    expected += sum(sums(x, y) for x, y in [(smaller, labels), (smaller.flip(3), labels.flip(2))])
+    found = sums(images, labels, scales=(1.0, 0.5), flips=True)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert found[:, -1, -1].sum() > 2 * sums(images, labels)[:, -1, -1].sum()
+
+
 def test_steps_add_up_to_what_one_pass_over_all_their_cells_gives(folder: Path) -> None:
     """The recursion over two steps against weighted least squares over every cell at once, features and all."""
     config = tiny(folder, "ridge", *fields(folder))

@@ -114,8 +114,9 @@ def test_scales_and_flips_add_the_cells_of_every_view_of_an_image(folder: Path) 
         return method.add_up(model, looks, [(x, y)], 3)
 
     smaller = torch.nn.functional.interpolate(images, (32, 48), mode="bilinear", antialias=True)
-    expected = sum(sums(x, y) for x, y in [(images, labels), (images.flip(3), labels.flip(2))])
-    expected += sum(sums(x, y) for x, y in [(smaller, labels), (smaller.flip(3), labels.flip(2))])
+    views = [(x, labels) for x in (images, smaller)]
+    views += [(x.flip(3), labels.flip(2)) for x in (images, smaller)]
+    expected = torch.stack([sums(x, y) for x, y in views]).sum(dim=0)
     found = sums(images, labels, scales=(1.0, 0.5), flips=True)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     assert found[:, -1, -1].sum() > 2 * sums(images, labels)[:, -1, -1].sum()

@@ -34,8 +34,8 @@ def resize_short_side(x: Tensor, size: int, interpolation: InterpolationMode) ->
 class TrainTransform:
     """Short side to the crop times a random scale, random crop, random flip.
 
-    An image smaller than the crop lies anywhere in it; what lies outside is filled with `fill` (the backbone's
-    mean colour, 0..255) and labelled `pad_label`.
+    An image smaller than the crop lies anywhere in it; what lies outside is filled with `fill` (a colour,
+    0..255) and labelled `pad_label`.
     """
 
     crop_size: int

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from models.depthwise import speed_up_dilated_depthwise
 from models.pretrained import Weights, flat, load_weights
 
+IMAGENET_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406])
+IMAGENET_STD = 255 * torch.tensor([0.229, 0.224, 0.225])
+"""Of pixel values 0..255; what most codebases of the field normalise with, whatever the backbone."""
+
 
 def pixel_statistics(backbone: str) -> tuple[Tensor, Tensor]:
     """Return the mean and standard deviation (3,) that a timm backbone expects, in pixel values 0..255."""

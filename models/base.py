@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from models.backbone import pixel_statistics
+from models.backbone import IMAGENET_MEAN, IMAGENET_STD, pixel_statistics
 from models.closed_form import ClosedFormClassifier, join_maps
 from models.output import SegOutput, most_likely, upsample
 from utils.config.section import NamedSection
@@ -32,6 +32,9 @@ class ModelOptions(NamedSection):
     pretrained: bool | str = True
     """ImageNet weights of the backbone: true fetches timm's, a path reads a state dict (of timm, torchvision, MiB's
     in-place ABN or the authors' Segmenter), false starts at random."""
+    normalisation: Literal["backbone", "imagenet"] = "backbone"
+    """Mean and standard deviation that images are brought to: those of the backbone in timm, or ImageNet's, which
+    differ for ViTs."""
     channels: int = Field(256, ge=1, le=MAX_CHANNELS)
     """Channels of the features that are distilled."""
 
@@ -46,8 +49,7 @@ class SegmentationModel(nn.Module):
 
     A model is made of the classes of each step so far (background counted in the first), its section of the config,
     and the side of the training crop in pixels. It keeps its backbone and the parameters of its classes in submodules
-    named `backbone` and `classifier`. Mean and standard deviation of the backbone normalise the images, here, where the
-    model is.
+    named `backbone` and `classifier`. Images are normalised here, where the model is.
     """
 
     Options: ClassVar[type[ModelOptions]]
@@ -69,11 +71,13 @@ class SegmentationModel(nn.Module):
         self.options = options
         self.closed_form: ClosedFormClassifier | None = None
         mean, std = pixel_statistics(options.backbone)
+        if options.normalisation == "imagenet":
+            mean, std = IMAGENET_MEAN, IMAGENET_STD
         self.register_buffer("pixel_mean", mean.view(3, 1, 1))
         self.register_buffer("pixel_std", std.view(3, 1, 1))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return images as the backbone wants them, in floating point."""
+        """Return images as `normalisation` wants them, in floating point."""
         return (images - self.pixel_mean) / self.pixel_std
 
     def to_image_size(self, grid_logits: Tensor, size: torch.Size) -> Tensor:

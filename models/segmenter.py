@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,9 @@ from models.backbone import build_vit
 from models.base import MAX_CHANNELS, ModelOptions, SegmentationModel, Start
 from models.output import SegOutput, most_likely, upsample
 from models.pretrained import load_decoder
+
+LAYER_NORM_EPS = 1e-5
+"""Of every LayerNorm in the authors' Segmenter. timm's default differs between versions and from this."""
 
 
 class ClassTokens(nn.Module):
@@ -77,12 +82,13 @@ class MaskTransformer(nn.Module):
             raise ValueError(
                 f"model.channels: {channels} is no multiple of the decoder's {num_heads} heads (model.num_heads)"
             )
+        norm: Any = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
         self.embed = nn.Linear(in_channels, channels)
         rates = torch.linspace(0, drop_path, num_blocks).tolist()
         self.blocks = nn.ModuleList(
-            Block(channels, num_heads, qkv_bias=True, drop_path=rate) for rate in rates
+            Block(channels, num_heads, qkv_bias=True, drop_path=rate, norm_layer=norm) for rate in rates
         )
-        self.norm = nn.LayerNorm(channels)
+        self.norm = norm(channels)
         self.project_patches = nn.Linear(channels, channels, bias=False)
         self.project_classes = nn.Linear(channels, channels, bias=False)
         self.apply(_initialise)
@@ -130,6 +136,9 @@ class Segmenter(SegmentationModel):
     def __init__(self, num_classes: list[int], options: Options, image_size: int = 512) -> None:
         super().__init__(num_classes, options, image_size)
         self.backbone = build_vit(options.backbone, options.pretrained, image_size, options.patch_size)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = LAYER_NORM_EPS
         self.patch_size: int = self.backbone.patch_embed.patch_size[0]
         self.decoder = MaskTransformer(
             self.backbone.embed_dim,

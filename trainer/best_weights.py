@@ -1,7 +1,8 @@
 """The weights of the epoch that scores best, where a step does not simply end with the last."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,9 @@ from trainer.session import Session
 from trainer.validation import score_on_holdout, validate
 from utils.metrics import mean_iou
 
+Score = Callable[[SegmentationModel], float | None]
+"""What tells how good a model is; None where it cannot."""
+
 
 class BestWeights:
     """The weights of the epoch with the highest score so far, the earliest of equal ones; kept on the CPU.
@@ -21,7 +25,7 @@ class BestWeights:
     The method's state of that epoch goes with them.
     """
 
-    def __init__(self, score: Callable[[SegmentationModel], float | None]) -> None:
+    def __init__(self, score: Score) -> None:
         self.score = score
         self.best = -math.inf
         self.epoch = -1
@@ -74,9 +78,13 @@ def best_weights(session: Session, step: Step, fusion: Fusion | None) -> BestWei
         score: float | None = score_on_holdout(plan, step, as_last(model), worker)["miou"]
         return score
 
-    def validation(model: SegmentationModel) -> float | None:
-        return mean_iou(validate(plan.evaluation, step, as_last(model), worker).iou, step.seen_classes)
+    def validation(classes: Sequence[int], model: SegmentationModel) -> float | None:
+        return mean_iou(validate(plan.evaluation, step, as_last(model), worker).iou, classes)
 
-    if plan.config.checkpoint == "last":
-        return None
-    return BestWeights(holdout if plan.config.checkpoint == "best_holdout" else validation)
+    scores: dict[str, Score] = {
+        "best_holdout": holdout,
+        "best_validation": partial(validation, step.seen_classes),
+        "best_validation_new": partial(validation, step.new_classes),
+    }
+    score = scores.get(plan.config.checkpoint)
+    return None if score is None else BestWeights(score)

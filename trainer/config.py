@@ -90,6 +90,9 @@ class TrainConfig(Section):
     """Smallest random scale of a training image, 1 being its short side at the crop's."""
     max_scale: float = Field(2.0, gt=0)
     """Largest random scale of a training image."""
+    pad_image: Literal["mean", "black"] = "mean"
+    """Colour of what lies outside an image smaller than the crop: the mean that images are normalised with, or black.
+    The image lies anywhere in the crop."""
     pad_label: Literal["ignore", "background"] = "ignore"
     """Label of what lies outside an image smaller than the crop."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -226,9 +229,10 @@ class Config(Section):
     address (`https://…`, with `#sha256=HEX` if it is known), or a name of docs/base_models.json."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of every step's training images that is held out, for tuning and for the choice of a checkpoint."""
-    checkpoint: Literal["last", "best_holdout", "best_validation"] = "last"
-    """Which weights a step ends with: the last, or those of the epoch that scores best on the held-out images or on the
-    validation split. The last of these looks at what the literature tests on."""
+    checkpoint: Literal["last", "best_holdout", "best_validation", "best_validation_new"] = "last"
+    """Which weights a step ends with: the last, or those of the epoch that scores best on the held-out images, on the
+    validation split over all classes seen, or there over the step's new classes (SSUL, MBS). The last two look at what
+    the literature tests on."""
     memory: MemoryConfig = MemoryConfig()
     """Exemplar memory, for any method; the ids are in memory/step_{t}.txt of the run."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -340,6 +344,11 @@ def _contradictions(config: Config) -> list[str]:
         )
     if config.checkpoint == "best_holdout" and config.val_fraction == 0:
         problems.append("checkpoint: best_holdout needs held-out images: set val_fraction, such as 0.1")
+    if config.checkpoint == "best_validation_new" and is_domain_task(config.task):
+        problems.append(
+            f"checkpoint: best_validation_new scores the step's new classes, and task {config.task} brings domains "
+            "instead; use best_validation or last"
+        )
     if config.memory.size and config.data.train_on == "seen":
         problems.append(
             "memory.size: data.train_on seen (method joint) trains on all images of earlier steps already; set one only"

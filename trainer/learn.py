@@ -145,7 +145,7 @@ def step_dataset(plan: Plan, step: Step, model: SegmentationModel) -> StepDatase
 
 def train_transform(train: TrainConfig, model: SegmentationModel) -> TrainTransform:
     """Return the augmentation of a step's images."""
-    fill = tuple(model.pixel_mean.flatten().tolist())
+    fill = (0.0,) * 3 if train.pad_image == "black" else tuple(model.pixel_mean.flatten().tolist())
     pad_label = 0 if train.pad_label == "background" else IGNORE_INDEX
     return TrainTransform(train.crop_size, train.min_scale, train.max_scale, fill, pad_label)
 

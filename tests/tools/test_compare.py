@@ -85,7 +85,10 @@ def test_every_difference_is_named_and_the_nearest_protocol_comes_first(
     }
     (ssul,) = rows_of(content, "SSUL-M", "2106.11562")
     told = {d["aspect"]: (d["theirs"], d["ours"]) for d in ssul["differences"]}
-    assert told["checkpoint"] == ("best on the validation split, which is the test split", "last")
+    assert told["checkpoint"] == (
+        "best on the new classes of the validation split, which is the test split",
+        "last",
+    )
     assert (told["epochs"], told["batch"]) == (("50", "30"), ("32", "24"))
     (rerun,) = rows_of(content, "PLOP (author re-run)", "2011.11390")
     assert {d["aspect"] for d in rerun["differences"] if d["theirs"] is None} == {"recipe"}

@@ -59,7 +59,14 @@ def test_without_any_score_the_first_epoch_is_kept() -> None:
     assert (best.epoch, learner.model.pixel_mean.item()) == (0, 0)
 
 
-@pytest.mark.parametrize("kind", ["best_holdout", "best_validation"])
+KINDS = {
+    "best_holdout": lambda entry: entry["holdout"]["miou"],
+    "best_validation": lambda entry: entry["miou_all"],
+    "best_validation_new": lambda entry: entry["miou_new"],
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_a_step_ends_with_the_epoch_that_scored_best(tmp_path: Path, kind: str) -> None:
     config = tiny(
         tmp_path, kind, f"checkpoint={kind}", "val_fraction=0.25", "train.num_epochs=4", "train.lr_base=0.05"
@@ -72,8 +79,7 @@ def test_a_step_ends_with_the_epoch_that_scored_best(tmp_path: Path, kind: str) 
         best = max(range(4), key=lambda epoch: scores[epoch])
         assert entry["checkpoint"] == {"by": kind, "epoch": best, "score": scores[best]}
         # The weights that were kept give that score again.
-        now = entry["holdout"]["miou"] if kind == "best_holdout" else entry["miou_all"]
-        assert now == pytest.approx(scores[best])
+        assert KINDS[kind](entry) == pytest.approx(scores[best])
 
 
 def test_looking_at_the_epochs_leaves_the_training_as_it_is(tmp_path: Path) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
+import torch
+from torch import nn
 
 from datasets import voc
+from models import SegmentationModel
 from tests.support.cli import call_main, set_fields, write_tiny_config
 from tests.support.data import stripes, write_voc
 from trainer.config import load_config
 from trainer.data import index_splits, open_split, resolve_class_order
+from trainer.learn import train_transform
 
 
 def test_a_published_order_is_taken_by_its_name(tmp_path: Path) -> None:
@@ -28,6 +33,23 @@ def test_an_order_of_another_data_set_is_refused_with_the_names_that_are_known(t
         "class_order: no published order '15-1_b' for data.name shapes; known for voc: 15-1_b … 15-1_w; "
         "otherwise list the ids"
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "colour", "label"),
+    [
+        ([], (1.0, 2.0, 3.0), 255),
+        (["train.pad_image=black", "train.pad_label=background"], (0.0, 0.0, 0.0), 0),
+    ],
+)
+def test_the_config_says_what_lies_around_an_image_smaller_than_its_crop(
+    tmp_path: Path, fields: list[str], colour: tuple[float, ...], label: int
+) -> None:
+    model = nn.Module()
+    model.register_buffer("pixel_mean", torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1))
+    train = load_config(write_tiny_config(tmp_path), fields).train
+    transform = train_transform(train, cast(SegmentationModel, model))
+    assert (transform.fill, transform.pad_label) == (colour, label)
 
 
 def write_lists(folder: Path) -> list[str]:

@@ -34,7 +34,8 @@ IN_RECIPE = {
 """What numbers of a recipe are compared: aspect -> its column, and the field of the config."""
 
 _NUMBER = re.compile(r"\d+(?:\.\d*)?(?:e-?\d+)?")
-ON_THE_TEST_SPLIT = "best on the validation split, which is the test split"
+BEST_OF_ALL = "best on all classes of the validation split, which is the test split"
+BEST_OF_NEW = "best on the new classes of the validation split, which is the test split"
 
 
 class Difference(NamedTuple):
@@ -146,12 +147,12 @@ def _our_schedule(fields: dict[str, Any]) -> str:
 def _checkpoint(text: str) -> str | None:
     if text.startswith("last"):
         return "last"
-    return ON_THE_TEST_SPLIT if text.startswith("best") or "SSUL code base" in text else None
+    return BEST_OF_NEW if text.startswith("best") or "SSUL code base" in text else None
 
 
 def _our_checkpoint(fields: dict[str, Any]) -> str:
     choice = str(fields.get("checkpoint"))
-    return ON_THE_TEST_SPLIT if choice == "best_validation" else choice
+    return {"best_validation": BEST_OF_ALL, "best_validation_new": BEST_OF_NEW}.get(choice, choice)
 
 
 def _weights(text: str) -> str | None:

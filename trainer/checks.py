@@ -278,6 +278,19 @@ def check_selection(config: Config, task: Task, selected: list[tuple[list[str], 
         )
 
 
+def check_rare(config: Config, task: Task) -> None:
+    """Raise ValueError for weights of classes that the task has not."""
+    weights = config.rare.class_weights
+    unknown = (
+        [name for name in weights if name not in task.class_names[1:]] if isinstance(weights, dict) else []
+    )
+    if unknown:
+        raise ValueError(
+            f"rare.class_weights: found {', '.join(unknown)}; the task has the classes "
+            f"{', '.join(task.class_names[1:])}, and background keeps the weight 1"
+        )
+
+
 def check_base(config: Config, task: Task, num_images: int) -> None:
     """Check that the checkpoint of `init_from` holds the classes of step 0 and fits the configured model and method.
 

@@ -18,6 +18,7 @@ from datasets.config import DataConfig
 from datasets.domains import is_domain_task
 from methods import METHODS, Method
 from models import MODELS, ModelOptions
+from trainer.rare import RareConfig
 from trainer.shared_base import BaseStep
 from utils.config.fields import differing_fields as compare
 from utils.config.fields import mentions, merge, without
@@ -235,6 +236,8 @@ class Config(Section):
     the literature tests on."""
     memory: MemoryConfig = MemoryConfig()
     """Exemplar memory, for any method; the ids are in memory/step_{t}.txt of the run."""
+    rare: RareConfig = RareConfig()
+    """What rare classes are given, for any method that trains."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """The protocol of validation."""
     save_every: Annotated[int | str, AfterValidator(check_interval)] = "10m"
@@ -374,6 +377,12 @@ def check_method(config: Config) -> list[str]:
         problems.append(
             f"method.name: {config.method.name} needs new classes in every step, and task {config.task} brings domains "
             f"instead; use one of {able}"
+        )
+    if config.rare != RareConfig() and not (method.trains or method.base_step.trains):
+        able = ", ".join(name for name, other in METHODS.items() if other.trains)
+        problems.append(
+            f"rare: method {config.method.name} solves for its classes and trains nothing that these fields could "
+            f"change; leave them out, or use one of {able}"
         )
     return problems + _check_old_weights(config) + method.check(config)
 

@@ -14,6 +14,7 @@ from models import SegmentationModel, SegOutput
 from trainer.config import Config
 from trainer.inference import autocast
 from trainer.network import Network
+from trainer.rare import RareTerms
 from utils.distributed import Worker
 
 
@@ -21,12 +22,13 @@ from utils.distributed import Worker
 class Learner:
     """What learns in a step: the method, the network that it trains, and the frozen model of the step before.
 
-    old_model: None where the method does not look at it.
+    old_model: None where the method does not look at it. rare: terms for rare classes, None without any.
     """
 
     method: Method
     network: Network
     old_model: SegmentationModel | None
+    rare: RareTerms | None = None
 
     @property
     def model(self) -> SegmentationModel:
@@ -47,11 +49,12 @@ def backward(
     wrapped: the network as `wrap` returns it. batches: this rank's micro-batches of images (B,3,H,W) and labels
     (B,H,W). Means run over all ranks and micro-batches, so their counts come first; old outputs wait for them.
     """
-    method, amp = learner.method, config.train.amp
+    method, rare, amp = learner.method, learner.rare, config.train.amp
     old_outputs, targets = [], []
     for images, labels in batches:
         old = look(learner, images, amp)
-        targets.append(method.targets(labels, cast(Output, old)))
+        asked = method.targets(labels, cast(Output, old))
+        targets.append(asked if rare is None else rare.ask(asked))
         # Full-size logits of all micro-batches would take the memory that accumulation saves.
         old_outputs.append(old if old is None or len(batches) == 1 else old._replace(logits=None))
     counts = add_up(targets, worker)
@@ -61,7 +64,10 @@ def backward(
             with autocast(amp, worker.device):
                 output = wrapped(images, with_stages=method.needs_stages)
             old = complete(learner, old_outputs[index], images.shape[2:])
-            terms = means(method.terms(cast(Output, output), cast(Output, old), targets[index]), counts)
+            terms_of_batch = method.terms(cast(Output, output), cast(Output, old), targets[index])
+            if rare is not None:
+                terms_of_batch |= rare.terms(cast(Output, output), targets[index])
+            terms = means(terms_of_batch, counts)
             loss = torch.stack(list(terms.values())).sum()
             # DistributedDataParallel averages over ranks what has to be added up.
             scaler.scale(loss * worker.world_size).backward()

@@ -1,12 +1,14 @@
 """Learning one step: from the checkpoint of the step before to the checkpoint of this one."""
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets.id_list import digest_ids
 from datasets.incremental import StepDataset, ValidationDataset, training_table
+from datasets.rare import balanced_weights, count_labels
 from datasets.tasks import IGNORE_INDEX, Step
 from datasets.transforms import EvaluateTransform, TrainTransform
 from methods import METHODS, Method, method_of_step
@@ -30,6 +32,7 @@ from trainer.looks import StepLooks
 from trainer.network import Network, make_parts
 from trainer.plan import Plan
 from trainer.progress import MidStepSaves, clear_progress
+from trainer.rare import RareTerms, weight_table
 from trainer.session import Session
 from trainer.shared_base import base_file
 from trainer.step import train_step
@@ -51,6 +54,7 @@ def learn(session: Session, step: Step) -> None:
     learner = start_step(session, step)
     method, model = learner.method, learner.model
     dataset = step_dataset(plan, step, model)
+    learner = replace(learner, rare=rare_terms(session, step, dataset, method))
     saves = MidStepSaves(session, step)
     whole = partial(whole_datasets, session, step)
     looks = StepLooks(session, step, dataset, whole, learner.old_model)
@@ -141,6 +145,23 @@ def step_dataset(plan: Plan, step: Step, model: SegmentationModel) -> StepDatase
         plan.memory_ids[step.index],
         training_table(plan.task, step, config.memory.labels),
     )
+
+
+def rare_terms(session: Session, step: Step, dataset: StepDataset, method: Method) -> RareTerms | None:
+    """Return the terms for rare classes of a step, None where the config has none."""
+    config, task, rare = session.config, session.plan.task, session.config.rare
+    if not rare.has_terms or not method.trains:
+        return None
+    classes = [c for c in task.labelled_classes(step, config.data.train_on) if c > 0]
+    weights: dict[int, float] = {}
+    if rare.class_weights == "balanced":
+        counts = session.worker.main_only(lambda: count_labels(dataset, config.data.num_workers))
+        weights = balanced_weights(counts, classes)
+        told = ", ".join(f"{task.class_names[c]} {weight:.2f}" for c, weight in weights.items())
+        session.log.info(f"step {step.index}: class weights: {told}")
+    elif rare.class_weights != "none":
+        weights = {c: rare.class_weights.get(task.class_names[c], 1.0) for c in classes}
+    return RareTerms(rare, method.scores, classes[0], step.num_classes, weight_table(weights))
 
 
 def train_transform(train: TrainConfig, model: SegmentationModel) -> TrainTransform:

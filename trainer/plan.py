@@ -1,7 +1,7 @@
 """The plan of a run: everything that can be known before training, checked before training."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from datasets import DATASETS
 from datasets.domains import images_of_steps
 from datasets.file_dataset import FileDataset, check_libraries
 from datasets.incremental import ValidationDataset, evaluation_table, select_training_images
+from datasets.rare import repeat_images
 from datasets.selection import SETTINGS, select_images, split_holdout
 from datasets.source import SegmentationDataset
 from datasets.tasks import Step, Task
@@ -21,6 +22,7 @@ from trainer.checks import (
     check_classes,
     check_config,
     check_images,
+    check_rare,
     check_run_dir,
     check_selection,
     choose_palette,
@@ -98,7 +100,7 @@ class Plan:
     they serve the step itself; holdout_ids: those held out of them; split_sizes: images that every step would have, by
     setting; finished: the entries of results.json of finished steps; base_network: what step 0 trains, as it starts,
     where that is still to come; remarks: what is unusual about the data and the task, such as images that cannot be
-    read.
+    read; repeats: how often an epoch of every step shows each image, () where that is once.
     """
 
     config: Config
@@ -114,14 +116,16 @@ class Plan:
     finished: list[dict[str, Any]]
     base_network: Network | None
     remarks: tuple[str, ...] = ()
+    repeats: tuple[tuple[int, ...], ...] = ()
 
     def sampler(self, step: Step, worker: Worker) -> TrainSampler:
         """Return the order in which a step's images are seen by one rank."""
         train = self.config.train
         incremental = train.num_epochs_incremental or train.num_epochs
-        num_images = len(self.image_ids[step.index])
+        repeats = self.repeats[step.index] if self.repeats else None
+        num_images = sum(repeats) if repeats else len(self.image_ids[step.index])
         return TrainSampler(
-            num_images,
+            len(self.image_ids[step.index]),
             train.batch_size,
             max(
                 train.num_epochs if step.index == 0 else incremental,
@@ -132,6 +136,7 @@ class Plan:
             rank=worker.rank,
             world_size=worker.world_size,
             accumulate=train.accumulate,
+            repeats=repeats,
         )
 
     def num_iterations(self, step: Step, worker: Worker) -> int:
@@ -173,6 +178,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
         for step in task.steps
     ]
     check_selection(config, task, selected)
+    check_rare(config, task)
     split_sizes = {
         setting: [len(select_images(image_classes, task, step, setting)) for step in task.steps]
         for setting in (() if task.domains else SETTINGS)
@@ -217,7 +223,35 @@ def prepare(config: Config, worker: Worker) -> Plan:
             *describe_unlabelled(config, task, evaluation.without_label),
         ),
     )
-    return replace(plan, remarks=(*plan.remarks, *describe_short_steps(plan, worker)))
+    if config.rare.oversample:
+        plan = replace(plan, repeats=repeat_rare(plan, image_classes))
+    return replace(
+        plan, remarks=(*plan.remarks, *describe_repeats(plan), *describe_short_steps(plan, worker))
+    )
+
+
+def repeat_rare(plan: Plan, image_classes: Mapping[str, frozenset[int]]) -> tuple[tuple[int, ...], ...]:
+    """Return how often an epoch of every step shows each image (`rare.oversample`)."""
+    config, task = plan.config, plan.task
+    labelled = [task.labelled_classes(step, config.data.train_on) for step in task.steps]
+    return tuple(
+        (
+            *repeat_images(
+                image_classes, ids, [task.class_ids[c] for c in classes if c > 0], config.rare.oversample
+            ),
+        )
+        for ids, classes in zip(plan.image_ids, labelled, strict=True)
+    )
+
+
+def describe_repeats(plan: Plan) -> list[str]:
+    """Return a line for every step of which some images are shown more often."""
+    return [
+        f"rare.oversample: an epoch of step {index} shows {len(counts)} images {sum(counts)} times, "
+        f"{sum(count > 1 for count in counts)} of them more than once"
+        for index, counts in enumerate(plan.repeats)
+        if max(counts, default=0) > 1
+    ]
 
 
 def describe_short_steps(plan: Plan, worker: Worker) -> list[str]:

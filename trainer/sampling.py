@@ -1,6 +1,6 @@
 """The order in which a step's images are seen: by every rank its share of each batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -12,7 +12,8 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
     """One rank's micro-batches of (epoch, index) over all epochs of a step.
 
     Every epoch is a permutation from (seed, step, epoch), cut into global batches, the remainder dropped; a
-    step with fewer images than a batch repeats them to fill one. A global batch is cut into ranks, a rank's
+    step with fewer images than a batch repeats them to fill one. `repeats` says how often an epoch shows each image,
+    None once; every time it is augmented anew. A global batch is cut into ranks, a rank's
     share into micro-batches: together they hold the same images whatever the cut.
     """
 
@@ -27,9 +28,13 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        repeats: Sequence[int] | None = None,
     ) -> None:
         assert batch_size % (world_size * accumulate) == 0
-        self.num_images = num_images
+        counts = [1] * num_images if repeats is None else repeats
+        self.places = [(time, index) for index, count in enumerate(counts) for time in range(count)]
+        """What an epoch shows: which time, and which image."""
+        self.most_repeats = max(counts, default=1)
         self.batch_size = batch_size
         self.num_epochs = num_epochs
         self.seed = seed
@@ -43,7 +48,7 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
     @property
     def iterations_per_epoch(self) -> int:
         """Optimiser updates in one pass over the images."""
-        return max(1, self.num_images // self.batch_size)
+        return max(1, len(self.places) // self.batch_size)
 
     @property
     def num_iterations(self) -> int:
@@ -57,13 +62,14 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         micro = self.rank_batch_size // self.accumulate
         for epoch in range(self.num_skipped // self.iterations_per_epoch, self.num_epochs):
             generator = make_generator(self.seed, self.step, epoch)
-            permutation = torch.randperm(self.num_images, generator=generator).tolist()
-            order = [(epoch, index) for index in permutation]
+            permutation = torch.randperm(len(self.places), generator=generator).tolist()
+            places = [self.places[place] for place in permutation]
+            # Epochs that no other pass has: repeated images are augmented anew.
+            order = [(epoch + time * self.num_epochs, index) for time, index in places]
             repetition = 0
             while len(order) < self.batch_size:
-                # An epoch that no other pass has: repeated images are augmented anew.
-                repetition += 1
-                order += [(epoch + repetition * self.num_epochs, index) for index in permutation]
+                repetition += self.most_repeats
+                order += [(epoch + (repetition + time) * self.num_epochs, index) for time, index in places]
             first_iteration = max(0, self.num_skipped - epoch * self.iterations_per_epoch)
             for iteration in range(first_iteration, self.iterations_per_epoch):
                 first = iteration * self.batch_size + self.rank * self.rank_batch_size

@@ -1,13 +1,15 @@
 """trainer/sampling.py: the order in which a step's images come, the same whatever ranks and micro-batches."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from trainer.sampling import TrainSampler
 
 
-def sampler(num_images: int = 23, **changes: int) -> TrainSampler:
-    options = {"batch_size": 8, "num_epochs": 3, "seed": 1, "step": 2, **changes}
+def sampler(num_images: int = 23, **changes: Any) -> TrainSampler:
+    options: dict[str, Any] = {"batch_size": 8, "num_epochs": 3, "seed": 1, "step": 2, **changes}
     return TrainSampler(num_images, **options)
 
 
@@ -75,3 +77,23 @@ def test_the_order_depends_on_seed_and_step() -> None:
     assert list(sampler()) == list(sampler())
     assert list(sampler(seed=2)) != list(sampler())
     assert list(sampler(step=1)) != list(sampler())
+
+
+def test_images_of_rare_classes_are_repeated_and_augmented_anew_each_time() -> None:
+    repeats = [1, 3, 1, 2, 1]
+    batches = list(sampler(num_images=5, batch_size=8, num_epochs=2, repeats=repeats))
+    assert len(batches) == 2
+    for epoch, batch in enumerate(batches):
+        assert sorted(index for _, index in batch) == [0, 1, 1, 1, 2, 3, 3, 4]
+        assert sorted(key % 2 for key, _ in batch) == [epoch] * 8
+    keys = [key for batch in batches for key in batch]
+    assert len(set(keys)) == len(keys)
+    # Too few for a batch, although repeated: again from the start, and anew.
+    (batch,) = sampler(num_images=2, batch_size=8, num_epochs=1, repeats=[2, 1])
+    assert sorted(index for _, index in batch).count(0) >= 4
+    assert len(set(batch)) == 8
+
+
+def test_without_repeats_the_order_is_that_of_before() -> None:
+    assert list(sampler(repeats=[1] * 23)) == list(sampler())
+    assert list(sampler(num_images=3, repeats=[1] * 3)) == list(sampler(num_images=3))

@@ -1,18 +1,23 @@
 """PLOP (arXiv 2011.11390): pseudo-labels by entropy, and distillation of means over strips (Local POD)."""
 
 import math
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from losses.entropy_pseudo_label import (
     NUM_BINS,
+    RELEASED_BINS,
     adaptive_factor,
     entropy_histogram,
     entropy_pseudo_labels,
     median_thresholds,
+    released_scale,
+    released_thresholds,
 )
 from losses.local_pod import join_new_to_background, local_pod
+from losses.reduction import at_least_float32
 from methods.base import IGNORE_INDEX, Looks, Method, Output, Targets, Term
 from models import SegmentationModel
 from utils.config.section import NamedSection
@@ -21,36 +26,50 @@ from utils.config.section import NamedSection
 class PLOP(Method):
     """Cross-entropy on pseudo-labels, and Local POD over the backbone's stages, the features and the logits.
 
-    Ours: new classes start as in MiB; logits of new classes are added to the background's before logits are compared.
+    As in the released code, new classes start as in MiB, logits of new classes are added to the background's before
+    logits are compared, stages are compared before their last activation, and BatchNorm goes on training.
     """
 
     class Options(NamedSection):
+        thresholds: Literal["released", "paper"] = "released"
+        """How a class's threshold on the entropy is found: as the released code does it, which accepts far more, or as
+        the median of the paper."""
         threshold: float = Field(0.001, ge=0, le=1)
-        """The least that a class's threshold on the entropy may be; 1 is the entropy of knowing nothing."""
+        """The least that a threshold may be, in the unit of `thresholds`: of `paper`, 1 is the entropy of knowing
+        nothing; of `released`, that is 1 / (old classes · log of all classes)."""
         adaptive_factor: bool = True
         """Scale every image's cross-entropy by the share of its background that got a pseudo-label (eq. 8)."""
         stage_weight: float = Field(0.01, ge=0)
-        """Factor of the backbone's stages; all three are scaled by √(classes / new classes)."""
+        """Factor of the backbone's stages (ADE20K: 0.001); all three are scaled by √(classes / new classes)."""
         feature_weight: float = Field(0.01, ge=0)
-        """Factor of the features before the classifier."""
+        """Factor of the features before the classifier (ADE20K: 0.001)."""
         logit_weight: float = Field(0.0005, ge=0)
-        """Factor of the logits on the feature grid."""
+        """Factor of the logits on the feature grid (ADE20K: 0.00001)."""
 
     options: Options
     needs_old_model = True
     needs_new_classes = False
     needs_stages = True
+    defaults: ClassVar = {"train": {"freeze_bn": False}}
 
     def add_classes(self, model: SegmentationModel, num_new: int) -> None:
         """Let background and new classes share what the background scored (MiB, eq. 10)."""
         model.grow(num_new, start="shared_background")
 
     def begin_step(self, model: SegmentationModel, looks: Looks) -> None:
-        """Measure the median entropy of every class over the step's images (sec. 3.3)."""
-        histogram = torch.zeros(self.num_old, NUM_BINS, dtype=torch.int64, device=looks.device)
+        """Measure the threshold of every class over the step's images (sec. 3.3)."""
+        is_released = self.options.thresholds == "released"
+        scale = released_scale(self.num_old, self.num_old + self.num_new) if is_released else 1.0
+        num_bins = RELEASED_BINS if is_released else NUM_BINS
+        histogram = torch.zeros(self.num_old, num_bins, dtype=torch.int64, device=looks.device)
         for _, labels, old in looks:
-            histogram += entropy_histogram(labels, old.logits)
-        self.state["thresholds"] = median_thresholds(looks.sum(histogram), self.options.threshold)
+            histogram += entropy_histogram(labels, old.logits, num_bins, scale)
+        histogram, minimum = looks.sum(histogram), self.options.threshold
+        self.state["thresholds"] = (
+            released_thresholds(histogram, minimum, scale)
+            if is_released
+            else median_thresholds(histogram, minimum)
+        )
 
     def targets(self, labels: torch.Tensor, old: Output) -> Targets:
         """Return pseudo-labels where the old model is sure (eq. 7), and the factors of the images."""
@@ -58,15 +77,14 @@ class PLOP(Method):
         pseudo_labels = entropy_pseudo_labels(labels, old.logits, thresholds, IGNORE_INDEX)
         if not self.options.adaptive_factor:
             return self.make_targets(labels, pseudo_labels)
-        factors = adaptive_factor(labels, pseudo_labels, IGNORE_INDEX)
+        factors = adaptive_factor(labels, pseudo_labels, IGNORE_INDEX).to(at_least_float32(old.logits).dtype)
         return self.make_targets(labels, pseudo_labels, weights=factors[:, None, None].expand(labels.shape))
 
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
-        """Return cross-entropy, with image factors a mean over all pixels, and Local POD."""
+        """Return cross-entropy, as in the released code a mean over all pixels, and Local POD."""
         weights = targets.own.get("weights")
-        over = "labelled" if weights is None else "pixels"
         return {
-            "cross_entropy": self.cross_entropy(output.logits, targets.pseudo_labels, weights, over),
+            "cross_entropy": self.cross_entropy(output.logits, targets.pseudo_labels, weights, "pixels"),
             "local_pod": Term(self._local_pod(output, old), "images"),
         }
 

@@ -106,6 +106,48 @@ def _rename_flat(weights: Weights, backbone: nn.Module) -> Weights:
     return {names.get(flat(key), key): tensor for key, tensor in weights.items()}
 
 
+class StageEnd(nn.Module):
+    """The activation that ends a stage of a backbone; it hands out what it was given, where `keeps` was set before."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+        self.keeps = False
+        self.given: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.keeps:
+            self.given = x
+            x = x.clone()  # the activation may work in place
+        activated: Tensor = self.activation(x)
+        return activated
+
+    def take(self) -> Tensor:
+        """Return what the activation was given last, and forget it: it holds the memory of a graph."""
+        assert self.given is not None, "no forward pass since `keeps` was set"
+        given, self.given = self.given, None
+        return given
+
+
+def watch_stage_ends(backbone: nn.Module) -> list[StageEnd | None]:
+    """Put a `StageEnd` in the place of the activation that ends each stage, and return them; None where none does.
+
+    One does where the last block of a stage adds its shortcut before it, as those of timm's ResNets and RegNets do.
+    """
+    modules, ends = dict(backbone.named_modules()), list[StageEnd | None]()
+    for name in backbone.feature_info.module_name():  # type: ignore[operator, union-attr]
+        *_, block = [nn.Identity(), *modules.get(name, nn.Identity()).children()]
+        found = next((act for act in ("act3", "act2") if hasattr(block, act)), None)
+        # An activation with weights of its own would get other names in checkpoints.
+        if found is None or list(block.get_submodule(found).parameters()):
+            ends.append(None)
+            continue
+        end = StageEnd(block.get_submodule(found))
+        setattr(block, found, end)
+        ends.append(end)
+    return ends
+
+
 def convert_to_sync_batch_norm(model: nn.Module) -> nn.Module:
     """Return the model with BatchNorm statistics over all ranks.
 

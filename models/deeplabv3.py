@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.backbone import build_backbone
+from models.backbone import build_backbone, watch_stage_ends
 from models.base import MAX_CHANNELS, ModelOptions, SegmentationModel, Start
 from models.classifier import GrowingClassifier
 from models.closed_form import pool_to_grid
@@ -78,6 +78,7 @@ class DeepLabV3(SegmentationModel):
         self.backbone, in_channels = build_backbone(
             options.backbone, options.pretrained, options.output_stride
         )
+        self.stage_ends = watch_stage_ends(self.backbone)
         self.strides: list[int] = self.backbone.feature_info.reduction()  # type: ignore[operator, union-attr]
         rates = tuple(rate * 16 // options.output_stride for rate in (6, 12, 18))
         self.aspp = ASPP(in_channels, options.channels, rates)
@@ -108,11 +109,14 @@ class DeepLabV3(SegmentationModel):
     def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
         if self.closed_form is not None:
             return self.solved_output(images, full_size)
+        for end in filter(None, self.stage_ends):
+            end.keeps = with_stages
         stages = self.backbone(self.normalise(images))
         features = self._features(self.aspp(stages[-1]))
         grid_logits = self.classify(features)
         logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
-        kept = tuple(stages) if with_stages else ()
+        ends = zip(stages, self.stage_ends, strict=True) if with_stages else ()
+        kept = tuple(stage if end is None else end.take() for stage, end in ends)
         return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), None, kept)
 
     def named_maps(self, images: Tensor, names: Sequence[str]) -> dict[str, Sequence[Tensor]]:

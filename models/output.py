@@ -15,7 +15,7 @@ class SegOutput(NamedTuple):
     logits: (B,K,H,W) at image size, None where not asked for; grid_logits: (B,K,h,w) before upsampling; features:
     (B,D,h,w), what feature distillation compares; class_tokens: (K,D), one vector a class; class_embeddings: (B,K,D)
     where the model decodes classes per image, else None; stages: feature maps (B,C,h,w) of the backbone, fine to
-    coarse, empty unless asked for.
+    coarse, each before the activation that ends it, if one does; empty unless asked for.
     """
 
     logits: Tensor | None

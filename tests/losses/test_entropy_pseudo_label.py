@@ -13,6 +13,8 @@ from losses.entropy_pseudo_label import (
     entropy_pseudo_labels,
     median_thresholds,
     normalised_entropy,
+    released_scale,
+    released_thresholds,
 )
 
 
@@ -44,10 +46,10 @@ def test_background_becomes_what_the_old_model_is_sure_of_and_is_ignored_elsewhe
     assert entropy_pseudo_labels(labels, old_logits, of_another_class, 255)[0, 0, 1] == 1
 
 
-def test_the_factor_is_the_share_of_each_images_background_that_got_a_label() -> None:
+def test_the_factor_is_the_share_of_each_images_background_that_got_a_label_0_without_background() -> None:
     labels = torch.tensor([[[0, 0, 0, 0, 3, 255]], [[0, 3, 3, 3, 3, 3]], [[3, 3, 3, 4, 4, 255]]])
     pseudo_labels = torch.tensor([[[1, 255, 0, 2, 3, 255]], [[255, 3, 3, 3, 3, 3]], [[3, 3, 3, 4, 4, 255]]])
-    assert adaptive_factor(labels, pseudo_labels, 255).tolist() == [0.75, 0, 1]
+    assert adaptive_factor(labels, pseudo_labels, 255).tolist() == [pytest.approx(0.75), 0, 0]
 
 
 @pytest.mark.parametrize("num_pixels", [1, 2, 7, 500])
@@ -69,3 +71,22 @@ def test_a_threshold_is_never_below_the_minimum() -> None:
     histogram = torch.zeros(2, NUM_BINS, dtype=torch.int64)
     histogram[:, 0] = 5
     assert median_thresholds(histogram, minimum=0.25).tolist() == [0.25, 0.25]
+
+
+def test_thresholds_of_the_released_code_by_hand() -> None:
+    histogram = torch.zeros(5, 100, dtype=torch.int64)
+    histogram[0, 0] = 10  # half of the first bin
+    histogram[1, :2] = torch.tensor([1, 9])  # all 5 of the half are taken from the second bin
+    histogram[2, 50] = 7  # 0 + 1 + 2 + 3 bins on the way exceed the half of 3.5: the search ends in no bin
+    histogram[3, 50] = 6  # 0 + 1 + 2 are the half: it ends in an empty bin
+    found = released_thresholds(histogram, minimum=0.001, scale=2.0)
+    expected = [2 * 0.005, 2 * (0.01 + 5 / 900), 2 * 0.001, math.nan, 2 * 0.001]
+    assert found.tolist() == pytest.approx(expected, nan_ok=True)
+
+
+def test_entropies_of_the_released_code_fill_few_of_its_bins() -> None:
+    old_logits = torch.zeros(1, 16, 3, 3)  # knows nothing
+    labels = torch.zeros(1, 3, 3, dtype=torch.int64)
+    scale = released_scale(num_old=16, num_classes=17)
+    histogram = entropy_histogram(labels, old_logits, 100, scale)
+    assert histogram.sum(dim=0).nonzero().tolist() == [[int(100 / (16 * math.log(17)))]]

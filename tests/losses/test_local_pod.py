@@ -20,21 +20,23 @@ def strips_region_by_region(features: Tensor, scale: int) -> Tensor:
     return torch.cat(strips, dim=1)
 
 
+@pytest.mark.parametrize("size", [(8, 12), (9, 15), (17, 5), (4, 4)])
 @pytest.mark.parametrize("scale", [1, 2, 4])
-def test_a_scale_holds_the_rows_and_columns_of_all_its_regions(scale: int) -> None:
-    features = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+def test_a_scale_holds_the_rows_and_columns_of_all_its_regions(scale: int, size: tuple[int, int]) -> None:
+    features = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ours, slow = pool_strips(features, (scale,)), strips_region_by_region(features, scale)
     torch.testing.assert_close(ours.sort(dim=1).values, slow.sort(dim=1).values)
 
 
 def test_the_distance_of_an_image_by_hand() -> None:
-    # One channel, 1 x 2, squares 1 and 9: at scale 1 a row of mean 5 and columns 1 and 9; at scale 2, both, twice ...
-    features = torch.tensor([[[[1.0, -3.0]]]])
-    row, columns = 5.0**2, 1.0**2 + 9.0**2
-    of_two = columns + 2 * columns  # the row is cut in two; the columns are in two rows of regions
-    of_four = 2 * columns + 4 * columns  # adaptive pooling repeats what it cannot cut
+    # One channel, 2 x 2, squares 1, 9, 0 and 4.
+    features = torch.tensor([[[[1.0, -3.0], [0.0, 2.0]]]])
+    whole = 5.0**2 + 2.0**2 + 0.5**2 + 6.5**2  # rows, then columns
+    quarters = 2 * (
+        1.0**2 + 9.0**2 + 4.0**2
+    )  # a region is a pixel, its row and its column; 4 exceeds the sides
     total, count = local_pod(features, torch.zeros_like(features))
-    assert float(total) == pytest.approx(math.sqrt(row + columns + of_two + of_four))
+    assert float(total) == pytest.approx(math.sqrt(whole + quarters))
     assert count == 1
 
 

@@ -343,3 +343,40 @@ def test_an_unknown_backbone_names_similar_ones() -> None:
 def test_a_backbone_that_takes_no_output_stride_is_refused(name: str, stride: int) -> None:
     with pytest.raises(ValueError, match=rf"model\.backbone: '{name}'.*output stride {stride}"):
         DeepLabV3([3], make_options(backbone=name, output_stride=stride))
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "resnet18", "regnetx_002"])
+def test_stages_of_residual_networks_are_those_before_the_activation_that_ends_them(backbone: str) -> None:
+    options = DeepLabV3.Options(backbone=backbone, pretrained=False, channels=4, output_stride=32)
+    model = DeepLabV3([3], options).eval()
+    for module in model.backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(
+                module.weight
+            )  # timm's zeros would leave a block its shortcut alone, which is positive
+    images = random_images(64, 64)
+    activated = model.backbone(model.normalise(images))
+    output = model(images, with_stages=True)
+    assert all((stage < 0).any() for stage in output.stages)
+    for stage, after in zip(output.stages, activated, strict=True):
+        assert torch.equal(stage.relu(), after)
+    torch.testing.assert_close(model(images).logits, output.logits, rtol=0, atol=0)
+    assert all(end is not None and end.given is None for end in model.stage_ends), "nothing is held on to"
+
+
+def test_stages_that_end_without_an_activation_are_as_the_backbone_gives_them() -> None:
+    options = DeepLabV3.Options(backbone="test_efficientnet", pretrained=False, channels=4, output_stride=32)
+    model = DeepLabV3([3], options).eval()
+    images = random_images(64, 64)
+    stages = model(images, with_stages=True).stages
+    for stage, given in zip(stages, model.backbone(model.normalise(images)), strict=True):
+        assert torch.equal(stage, given)
+
+
+def test_the_gradient_of_a_stage_reaches_all_before_its_activation() -> None:
+    options = DeepLabV3.Options(backbone="test_resnet", pretrained=False, channels=4, output_stride=32)
+    model = DeepLabV3([3], options).eval()
+    stage = model(random_images(64, 64), with_stages=True).stages[0]
+    bias = model.backbone.get_submodule("layer1")[-1].bn2.bias
+    (gradient,) = torch.autograd.grad(stage.sum(), bias)
+    assert torch.equal(gradient, torch.full_like(gradient, stage[:, 0].numel()))

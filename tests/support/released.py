@@ -1,0 +1,202 @@
+"""The methods beside what their authors' released code gives for the same inputs (shared/golden/rivals).
+
+`python -m tests.support.released` prints the table of docs/results/released_code.md.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from methods import METHODS, Method, Output, means
+from methods.base import Looks
+from models import SegmentationModel, SegOutput
+from tests.support.paths import GOLDEN
+
+RIVALS = GOLDEN / "rivals"
+Arrays = dict[str, Tensor]
+
+
+class Pair(NamedTuple):
+    """A quantity as we compute it, and as the released code does."""
+
+    ours: Tensor
+    theirs: Tensor
+
+    @property
+    def difference(self) -> float:
+        """The largest difference of any entry, over the largest entry."""
+        ours, theirs = self.ours.detach().double(), self.theirs.double()
+        assert ours.shape == theirs.shape
+        scale = float(theirs.abs().max())
+        return float((ours - theirs).abs().max()) / (scale or 1.0)
+
+
+Compared = dict[str, Pair]
+
+
+def load(name: str) -> Arrays:
+    """Return the arrays of a file, all floating point in its own precision."""
+    with np.load(RIVALS / f"{name}.npz") as arrays:
+        return {key: torch.as_tensor(arrays[key]) for key in arrays}
+
+
+def cast_inputs(arrays: Arrays, dtype: torch.dtype) -> Arrays:
+    """Return the inputs in a precision, those that are floating point with a gradient, by their names without 'in_'."""
+    inputs = {key[3:]: x for key, x in arrays.items() if key.startswith("in_")}
+    return {
+        key: x.to(dtype).requires_grad_() if x.is_floating_point() else x.long() for key, x in inputs.items()
+    }
+
+
+def gradients(scalar: Tensor, inputs: Arrays, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the gradient with respect to each of the named inputs, zero where the scalar does not depend on it."""
+    found = torch.autograd.grad(
+        scalar, [inputs[name] for name in names], retain_graph=True, allow_unused=True
+    )
+    for name, gradient in zip(names, found, strict=True):
+        yield name, torch.zeros_like(inputs[name]) if gradient is None else gradient
+
+
+def output_of(logits: Tensor, **known: Any) -> SegOutput:
+    """Return an output of these logits; what is not given is a single cell of zeros."""
+    cell = logits.new_zeros(len(logits), 1, 1, 1)
+    filled: dict[str, Any] = {
+        "grid_logits": logits[:, :, :1, :1],
+        "features": cell,
+        "class_tokens": cell.flatten(1),
+    }
+    filled |= {"class_embeddings": None, "stages": (cell,)}
+    return SegOutput(logits, **{**filled, **known})
+
+
+def method_of(name: str, arrays: Arrays, **options: Any) -> Method:
+    """Return a method in the step that a file is of."""
+    kind = METHODS[name]
+    return kind(kind.Options(**options), int(arrays["const_num_old"]), int(arrays["const_num_new"]))
+
+
+def loss_terms(method: Method, labels: Tensor, output: SegOutput, old: SegOutput) -> dict[str, Tensor]:
+    """Return the weighted terms of a batch."""
+    targets = method.targets(labels, cast(Output, old))
+    return means(method.terms(cast(Output, output), cast(Output, old), targets), targets.counts)
+
+
+class LooksAt:
+    """Looks at one batch."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, labels: Tensor, old: SegOutput) -> None:
+        self.seen = torch.zeros(len(labels), 3, 1, 1), labels, old
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, SegOutput]]:
+        yield self.seen
+
+    def sum(self, x: Tensor) -> Tensor:
+        return x
+
+
+def plop_pod(arrays: Arrays, dtype: torch.dtype) -> Compared:
+    x, compared = cast_inputs(arrays, dtype), {}
+    logits, old_logits = x["grid_logits"], x["old_grid_logits"]
+    stages = [f"stage{i}" for i in range(4)]
+    output, old = (
+        output_of(
+            grid, grid_logits=grid, features=x[f"{of}features"], stages=tuple(x[of + name] for name in stages)
+        )
+        for of, grid in (("", logits), ("old_", old_logits))
+    )
+    labels = torch.zeros(len(logits), *logits.shape[2:], dtype=torch.int64)
+    for data_set in ("voc", "ade"):
+        factor = float(arrays[f"const_factor_{data_set}"])
+        logit_weight = float(arrays[f"const_logits_factor_{data_set}"])
+        weights = {"stage_weight": factor, "feature_weight": factor, "logit_weight": logit_weight}
+        method = method_of("plop", arrays, **weights)
+        method.state["thresholds"] = torch.ones(method.num_old, dtype=dtype)
+        loss = loss_terms(method, labels, output, old)["local_pod"]
+        compared[f"Local POD, {data_set}"] = Pair(loss, arrays[f"out_loss_{data_set}"])
+        for name, gradient in gradients(loss, x, [*stages, "features", "grid_logits"]):
+            theirs = arrays[f"out_grad_{name}_{data_set}"]
+            compared[f"Local POD, {data_set}: gradient, {name}"] = Pair(gradient, theirs)
+    return compared
+
+
+def plop_pseudo(arrays: Arrays, dtype: torch.dtype) -> Compared:
+    x, method = cast_inputs(arrays, dtype), method_of("plop", arrays)
+    method.state["thresholds"] = arrays["in_thresholds_normalised"].to(dtype)
+    output, old = output_of(x["logits"]), output_of(x["old_logits"])
+    targets = method.targets(x["labels"], cast(Output, old))
+    loss = loss_terms(method, x["labels"], output, old)["cross_entropy"]
+    ((_, gradient),) = gradients(loss, x, ["logits"])
+    return {
+        "pseudo-labels": Pair(targets.pseudo_labels, arrays["out_pseudo_labels"]),
+        "factors of images": Pair(targets.own["weights"][:, 0, 0], arrays["out_adaptive_factor"]),
+        "cross-entropy": Pair(loss, arrays["out_ce_loss"]),
+        "cross-entropy: gradient": Pair(gradient, arrays["out_grad_ce_logits"]),
+    }
+
+
+def plop_median(arrays: Arrays, dtype: torch.dtype) -> Compared:
+    x, method = cast_inputs(arrays, dtype), method_of("plop", arrays)
+    old = output_of(x["old_logits"].detach())
+    method.begin_step(cast(SegmentationModel, None), cast(Looks, LooksAt(x["labels"], old)))
+    thresholds = method.state["thresholds"]
+    is_background = x["labels"] == 0
+    is_taken = method.targets(x["labels"], cast(Output, old)).pseudo_labels[is_background] != 255
+    share = is_taken.double().mean()
+    return {
+        "thresholds": Pair(thresholds, arrays["out_thresholds_normalised"][: method.num_old]),
+        "share of background accepted": Pair(share, arrays["out_share_accepted_official"]),
+    }
+
+
+COMPARISONS: dict[str, Callable[[Arrays, torch.dtype], Compared]] = {
+    "plop_pod": plop_pod,
+    "plop_pseudo": plop_pseudo,
+    "plop_median": plop_median,
+}
+"""What is compared, by the file's name without its case."""
+
+
+def cases(name: str) -> list[str]:
+    """Return the names of the files of a comparison that are here."""
+    return sorted(path.stem for path in RIVALS.glob(f"{name}_case*.npz"))
+
+
+def all_pairs(dtype: torch.dtype) -> Iterator[tuple[str, str, Pair]]:
+    """Yield every file, quantity and pair."""
+    for name, compare in COMPARISONS.items():
+        for case in cases(name):
+            for quantity, pair in compare(load(case), dtype).items():
+                yield case, quantity, pair
+
+
+def table() -> list[str]:
+    """Return rows of the largest difference of every quantity and its gradients, over the cases that are here."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for bits in (64, 32):
+        for case, name, pair in all_pairs(torch.float64 if bits == 64 else torch.float32):
+            quantity, _, gradient = name.partition(": gradient")
+            column = f"{'gradient' if gradient or ': ' in name else 'value'} {bits}"
+            row = found.setdefault((case.rpartition("_")[0], quantity), {})
+            row[column] = max(row.get(column, 0.0), pair.difference)
+    columns = [f"{what} {bits}" for bits in (64, 32) for what in ("value", "gradient")]
+    return [
+        f"| `{file}` | {quantity} | "
+        + " | ".join(f"{row[column]:.0e}" if column in row else "–" for column in columns)
+        + " |"
+        for (file, quantity), row in found.items()
+    ]
+
+
+def main() -> None:
+    """Print the table."""
+    print("| file | quantity | value, float64 | gradient, float64 | value, float32 | gradient, float32 |")
+    print("|---|---|--:|--:|--:|--:|", *table(), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

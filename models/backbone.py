@@ -136,7 +136,8 @@ def watch_stage_ends(backbone: nn.Module) -> list[StageEnd | None]:
     """
     modules, ends = dict(backbone.named_modules()), list[StageEnd | None]()
     for name in backbone.feature_info.module_name():  # type: ignore[operator, union-attr]
-        *_, block = [nn.Identity(), *modules.get(name, nn.Identity()).children()]
+        blocks: list[nn.Module] = list(modules[name].children()) if name in modules else []
+        block = blocks[-1] if blocks else nn.Identity()
         found = next((act for act in ("act3", "act2") if hasattr(block, act)), None)
         # An activation with weights of its own would get other names in checkpoints.
         if found is None or list(block.get_submodule(found).parameters()):

@@ -377,6 +377,7 @@ def test_the_gradient_of_a_stage_reaches_all_before_its_activation() -> None:
     options = DeepLabV3.Options(backbone="test_resnet", pretrained=False, channels=4, output_stride=32)
     model = DeepLabV3([3], options).eval()
     stage = model(random_images(64, 64), with_stages=True).stages[0]
-    bias = model.backbone.get_submodule("layer1")[-1].bn2.bias
+    *_, block = model.backbone.get_submodule("layer1").children()
+    bias = block.get_parameter("bn2.bias")
     (gradient,) = torch.autograd.grad(stage.sum(), bias)
     assert torch.equal(gradient, torch.full_like(gradient, stage[:, 0].numel()))

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from timm.layers.conv2d_same import conv2d_same
 from timm.layers.padding import get_same_padding
-from torch import Tensor
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
 
 from models import load_model
 from tests.support.cli import write_tiny_config
@@ -94,9 +96,20 @@ def test_pt2_of_dynamic_size_takes_images_and_batches_of_any_size(
     assert json.loads(json.loads(extra["metadata.json"])["size"]) == "dynamic"
 
 
+default_cfgs = generate_default_cfgs({"tiny_tf_efficientnet": {"mean": (0.5,) * 3, "std": (0.5,) * 3}})
+"""By this name timm finds what models of this file expect of images."""
+
+
+@register_model
+def tiny_tf_efficientnet(**options: Any) -> nn.Module:
+    """timm's smallest EfficientNet, padded as those are whose weights come from TensorFlow."""
+    backbone: nn.Module = timm.create_model("test_efficientnet", pad_type="same", **options)
+    return backbone
+
+
 @torch.no_grad()
 def test_a_backbone_with_tensorflows_padding_takes_images_of_any_size(tmp_path: Path) -> None:
-    checkpoint = save_untrained(tmp_path, "model.backbone=tf_efficientnet_lite0", "model.output_stride=16")
+    checkpoint = save_untrained(tmp_path, "model.backbone=tiny_tf_efficientnet", "model.output_stride=16")
     path = tmp_path / "m.pt2"
     assert main([str(checkpoint), "--format", "pt2", "--size", "dynamic", "--output", str(path)]) == 0
     model, _ = load_model(checkpoint)

@@ -15,7 +15,7 @@ from methods.base import Looks
 from methods.closed_form import Sums
 from methods.ridge import Ridge
 from models import SegmentationModel, load_model
-from tests.support.cli import run_main, run_tool, set_fields, write_tiny_config
+from tests.support.cli import call_tool, run_main, set_fields, write_tiny_config
 from tests.support.training import SEGMENTER, WORKER, tiny, train, weights
 from trainer.checkpoint import checkpoint_path, load_checkpoint
 from trainer.config import load_config
@@ -169,7 +169,7 @@ def test_a_checkpoint_predicts_as_it_was_evaluated(folder: Path, tmp_path: Path)
     model, info = load_model(path)
     assert model.closed_form is not None
     assert info.class_names == ("background", "ring", "disc", "star", "cross")
-    evaluated = run_tool("evaluate", path, "--json", tmp_path / "figures.json", "--device", "cpu")
+    evaluated = call_tool("evaluate", path, "--json", tmp_path / "figures.json", "--device", "cpu")
     assert evaluated.returncode == 0, evaluated.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
     results = json.loads((folder / "runs/ridge/results.json").read_text())
@@ -263,7 +263,7 @@ def test_a_solved_model_is_exported_to_onnx(folder: Path, tmp_path: Path, size: 
     pytest.importorskip("onnxruntime")
     path = checkpoint_path(folder / "runs/ridge", 1)
     output = tmp_path / "model.onnx"
-    process = run_tool("export", path, "--format", "onnx", "--size", size, "--output", output)
+    process = call_tool("export", path, "--format", "onnx", "--size", size, "--output", output)
     assert process.returncode == 0, process.stderr
     assert output.is_file()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
@@ -73,8 +75,20 @@ def run_main(
 
 def call_main(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """What `run_main` does, in this process, which has PyTorch loaded already."""
+    return call(main.main, "main.py", "--device", "cpu", *arguments)
+
+
+def call_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """What `run_tool` does, in this process."""
+    return call(importlib.import_module(f"tools.{name}").main, name, *arguments)
+
+
+def call(
+    program: Callable[[], int | None], name: str, *arguments: str | Path
+) -> subprocess.CompletedProcess[str]:
+    """Call a program's main function as if it were started under `name`, no launcher being about."""
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    command = ["main.py", "--device", "cpu", *map(str, arguments)]
+    command = [name, *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
     with (
         patch.dict(os.environ, environment, clear=True),
@@ -83,8 +97,7 @@ def call_main(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         redirect_stderr(err),
     ):
         try:
-            main.main()
-            code = 0
+            code = program() or 0
         except SystemExit as end:
             code = int(end.code or 0)
     return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from datasets import voc
-from tests.support.cli import run_main, set_fields, write_tiny_config
+from tests.support.cli import call_main, set_fields, write_tiny_config
 from trainer.checks import check_config
 from trainer.config import load_config
 from utils.distributed import Worker, find_worker
@@ -223,7 +223,7 @@ def test_the_command_line_tells_everything_at_once_and_exits_with_2(tmp_path: Pa
     overrides = set_fields(
         "train.accumulate=3", "train.amp=fp16", "task=[[ring], [ring]]", "train.lr_base=true"
     )
-    process = run_main("--config", config, "--log", "wrong", *overrides)
+    process = call_main("--config", config, "--log", "wrong", *overrides)
     assert (process.returncode, process.stdout) == (2, "")
     assert process.stderr.splitlines() == [
         "error: --set: train.lr_base: expected a number, not true or false, found true",

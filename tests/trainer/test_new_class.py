@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from models import load_model
-from tests.support.cli import run_main, set_fields, write_tiny_config
+from tests.support.cli import call_main, set_fields, write_tiny_config
 from tests.support.data import stripes, write_folder
 
 FIELDS = ["data.name=folder"]
@@ -27,7 +27,7 @@ def test_one_command_adds_a_class_from_new_images_only(tmp_path: Path) -> None:
     config = write_tiny_config(tmp_path)
 
     base = [*FIELDS, f"data.root={tmp_path / 'old'}", "task=[[pear, kiwi]]"]
-    result = run_main("--config", config, "--log", "base", *set_fields(*base))
+    result = call_main("--config", config, "--log", "base", *set_fields(*base))
     assert result.returncode == 0, result.stderr
     checkpoint = tmp_path / "runs" / "base" / "checkpoints" / "step_0.pth"
     grown = [
@@ -36,7 +36,7 @@ def test_one_command_adds_a_class_from_new_images_only(tmp_path: Path) -> None:
         "task=[[pear, kiwi], [fig]]",
         f"init_from={checkpoint}",
     ]
-    result = run_main("--config", config, "--log", "grown", *set_fields(*grown))
+    result = call_main("--config", config, "--log", "grown", *set_fields(*grown))
     assert result.returncode == 0, result.stderr
 
     run = tmp_path / "runs" / "grown"

@@ -7,6 +7,7 @@ from methods.finetune import Finetune, Joint
 from methods.lwf import ILT, LwF
 from methods.mbs import MBS
 from methods.mib import MiB
+from methods.nest import NeST
 from methods.plop import PLOP
 from methods.ridge import Ridge
 from methods.segacil import SegACIL
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "ssul": SSUL,
     "dkd": DKD,
     "ewf": EWF,
+    "nest": NeST,
     "ridge": Ridge,
     "segacil": SegACIL,
 }

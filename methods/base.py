@@ -45,6 +45,12 @@ class Looks(Protocol):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Output]]:
         """Yield images (B,3,H,W), labels (B,H,W) int64 and what the old model says of them, without gradient."""
 
+    def batches(self, num_epochs: int) -> Iterator[tuple[float, list[tuple[Tensor, Tensor]]]]:
+        """Yield this rank's images and labels as training for so many epochs would see them, a batch a time.
+
+        A batch is a list of micro-batches, behind the share (0..1) of all batches that came before it.
+        """
+
     def whole_images(self, of_base_step: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (1,3,H,W) and labels (1,H',W') int64 of this step or of the base step, whole and as they are."""
 

@@ -9,17 +9,17 @@ from losses.fused import select_pseudo_labels_in_pieces, softmax_terms
 from losses.logit_distillation import logit_distillation
 from losses.orthogonal import OrthogonalLoss
 from losses.output_distillation import background_heirs
-from methods.base import IGNORE_INDEX, Method, Output, Targets, Term, embedding_terms
-from models import SegmentationModel
-from utils.config.section import NamedSection
+from methods.base import IGNORE_INDEX, Output, Targets, Term, embedding_terms
+from methods.pre_tuning import PreTuned
+from models.base import Start
 
 
-class MBS(Method):
+class MBS(PreTuned):
     """Cross-entropy on selective pseudo-labels + adaptive feature distillation + label-guided output distillation
     + orthogonal loss; new classes start as the background (background weight transfer).
     """
 
-    class Options(NamedSection):
+    class Options(PreTuned.Options):
         pseudo_labels: bool = True
         """Fill the background of the labels with what the old model is sure of."""
         selective: bool = True
@@ -53,11 +53,13 @@ class MBS(Method):
     def needs_old_model(self) -> bool:
         """Whether a part that asks the old model is on."""
         options = self.options
-        return options.pseudo_labels or options.feature_distillation or options.output_distillation
+        asks = options.pseudo_labels or options.feature_distillation or options.output_distillation
+        return asks or super().needs_old_model
 
-    def add_classes(self, model: SegmentationModel, num_new: int) -> None:
-        """Let new classes start as the background (background weight transfer)."""
-        model.grow(num_new, start="background" if self.options.weight_transfer else "random")
+    @property
+    def start(self) -> Start:
+        """As the background (background weight transfer), or at random."""
+        return "background" if self.options.weight_transfer else "random"
 
     def targets(self, labels: Tensor, old: Output) -> Targets:
         """Return selective pseudo-labels and the reliability of every cell of the feature grid."""

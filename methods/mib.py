@@ -3,25 +3,25 @@
 from pydantic import Field
 
 from losses.unbiased import unbiased_cross_entropy, unbiased_distillation
-from methods.base import IGNORE_INDEX, Method, Output, Targets, Term
-from models import SegmentationModel
-from utils.config.section import NamedSection
+from methods.base import IGNORE_INDEX, Output, Targets, Term
+from methods.pre_tuning import PreTuned
+from models.base import Start
 
 
-class MiB(Method):
-    """The background of a step's labels may be any old class; the old model's background may be any new one."""
+class MiB(PreTuned):
+    """The background of a step's labels may be any old class; the old model's background may be any new one.
 
-    class Options(NamedSection):
+    Background and new classes start by sharing what the background scored (eq. 10).
+    """
+
+    class Options(PreTuned.Options):
         output_weight: float = Field(10.0, ge=0)
         """Factor of the output distillation, a mean over pixels and old classes."""
 
     options: Options
     needs_old_model = True
     needs_new_classes = False
-
-    def add_classes(self, model: SegmentationModel, num_new: int) -> None:
-        """Let background and new classes share what the background scored (eq. 10)."""
-        model.grow(num_new, start="shared_background")
+    start: Start = "shared_background"
 
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
         """Return unbiased cross-entropy (eq. 4 and 5) and unbiased distillation (eq. 8 and 9)."""

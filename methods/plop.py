@@ -18,19 +18,20 @@ from losses.entropy_pseudo_label import (
 )
 from losses.local_pod import join_new_to_background, local_pod
 from losses.reduction import at_least_float32
-from methods.base import IGNORE_INDEX, Looks, Method, Output, Targets, Term
+from methods.base import IGNORE_INDEX, Looks, Output, Targets, Term
+from methods.pre_tuning import PreTuned
 from models import SegmentationModel
-from utils.config.section import NamedSection
+from models.base import Start
 
 
-class PLOP(Method):
+class PLOP(PreTuned):
     """Cross-entropy on pseudo-labels, and Local POD over the backbone's stages, the features and the logits.
 
     As in the released code, new classes start as in MiB, logits of new classes are added to the background's before
     logits are compared, stages are compared before their last activation, and BatchNorm goes on training.
     """
 
-    class Options(NamedSection):
+    class Options(PreTuned.Options):
         thresholds: Literal["released", "paper"] = "released"
         """How a class's threshold on the entropy is found: as the released code does it, which accepts far more, or as
         the median of the paper."""
@@ -51,13 +52,11 @@ class PLOP(Method):
     needs_new_classes = False
     needs_stages = True
     defaults: ClassVar = {"train": {"freeze_bn": False}}
-
-    def add_classes(self, model: SegmentationModel, num_new: int) -> None:
-        """Let background and new classes share what the background scored (MiB, eq. 10)."""
-        model.grow(num_new, start="shared_background")
+    start: Start = "shared_background"
 
     def begin_step(self, model: SegmentationModel, looks: Looks) -> None:
         """Measure the threshold of every class over the step's images (sec. 3.3)."""
+        super().begin_step(model, looks)
         is_released = self.options.thresholds == "released"
         scale = released_scale(self.num_old, self.num_old + self.num_new) if is_released else 1.0
         num_bins = RELEASED_BINS if is_released else NUM_BINS

@@ -42,11 +42,19 @@ class GrowingClassifier(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B,D,h,w) -> (B,K,h,w)."""
-        return F.conv2d(features, self.class_tokens()[:, :, None, None], self._bias())
+        return F.conv2d(features, self.class_tokens()[:, :, None, None], self.biases())
 
-    def _bias(self) -> Tensor:
-        """(K,)."""
+    def biases(self) -> Tensor:
+        """Return (K,), those of the rows."""
         return torch.cat([head.get_parameter("bias") for head in self.heads])
+
+    @torch.no_grad()
+    def set_rows(self, weight: Tensor, bias: Tensor) -> None:
+        """Put rows (K,D) and biases (K,) of all classes into the heads."""
+        counts = self.num_classes
+        for head, rows, biases in zip(self.heads, weight.split(counts), bias.split(counts), strict=True):
+            head.get_parameter("weight").copy_(rows[:, :, None, None])
+            head.get_parameter("bias").copy_(biases)
 
 
 @torch.no_grad()

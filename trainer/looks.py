@@ -1,7 +1,7 @@
 """The images of a step as the old model sees them, before the step trains."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from methods import Output
 from models import SegmentationModel
 from trainer.inference import autocast
 from trainer.session import Session
+from trainer.step import group, move
 from utils.console import progress_bar
 from utils.signals import leave_signals_to_parent
 
@@ -70,16 +71,36 @@ class StepLooks:
         train, worker = self.config.train, self.worker
         keys = [(0, index) for index in range(worker.rank, len(self.dataset), worker.world_size)]
         size = max(1, train.batch_size // (worker.world_size * train.accumulate))
-        loader = DataLoader(
+        for images, labels, _ in self._load(
+            [keys[start : start + size] for start in range(0, len(keys), size)]
+        ):
+            yield images.to(self.device), labels.long().to(self.device)
+
+    def _load(self, batch_sampler: Iterable[list[tuple[int, int]]]) -> "DataLoader[Any]":
+        """Return the images, labels and problems of these batches of (epoch, index)."""
+        return DataLoader(
             self.dataset,
-            batch_sampler=[keys[start : start + size] for start in range(0, len(keys), size)],
+            batch_sampler=batch_sampler,
             num_workers=self.config.data.num_workers,
             worker_init_fn=leave_signals_to_parent,
             # A loader draws a seed for its workers; the training that follows must not notice.
             generator=torch.Generator(),
         )
-        for images, labels, _ in loader:
-            yield images.to(self.device), labels.long().to(self.device)
+
+    def batches(self, num_epochs: int) -> Iterator[tuple[float, list[tuple[Tensor, Tensor]]]]:
+        """Yield this rank's images and labels as training for so many epochs would see them, a batch a time.
+
+        A batch is a list of micro-batches, behind the share (0..1) of all batches that came before it.
+        """
+        sampler = self.session.plan.sampler(self.step, self.worker, num_epochs)
+        micro_batches = ((images, labels) for images, labels, _ in self._load(sampler))
+        batches = group(micro_batches, self.config.train.accumulate)
+        shown, index = self.worker.is_main, self.step.index
+        bar = progress_bar(
+            f"step {index}: pre-tuning", sampler.num_iterations, "it", over=batches, shown=shown
+        )
+        for done, batch in enumerate(bar):
+            yield done / sampler.num_iterations, [move(x, self.device, False) for x in batch]
 
     def whole_images(self, of_base_step: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (1,3,H,W) and labels (1,H',W') int64 of this step or of the base step, whole and as they are."""

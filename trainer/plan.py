@@ -118,8 +118,8 @@ class Plan:
     remarks: tuple[str, ...] = ()
     repeats: tuple[tuple[int, ...], ...] = ()
 
-    def sampler(self, step: Step, worker: Worker) -> TrainSampler:
-        """Return the order in which a step's images are seen by one rank."""
+    def sampler(self, step: Step, worker: Worker, num_epochs: int | None = None) -> TrainSampler:
+        """Return the order in which a step's images are seen by one rank; num_epochs: None for the config's."""
         train = self.config.train
         incremental = train.num_epochs_incremental or train.num_epochs
         repeats = self.repeats[step.index] if self.repeats else None
@@ -127,7 +127,8 @@ class Plan:
         return TrainSampler(
             len(self.image_ids[step.index]),
             train.batch_size,
-            max(
+            num_epochs
+            or max(
                 train.num_epochs if step.index == 0 else incremental,
                 math.ceil(train.min_iterations / max(1, num_images // train.batch_size)),
             ),

@@ -24,6 +24,7 @@ OURS = {
         "ssul",
         "dkd",
         "ewf",
+        "nest",
         "ridge",
         "segacil",
     },

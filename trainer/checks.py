@@ -21,7 +21,7 @@ from utils.console import check_environment
 from utils.distributed import Worker
 from utils.documents import load_json
 from utils.files import check_writable
-from utils.images import Colour, make_palette
+from utils.images import Colour
 from utils.report.schema import load_results
 
 RUN_FOLDERS = (
@@ -125,30 +125,6 @@ def digest_of_classes(dataset: SegmentationDataset) -> str:
     return hashlib.sha256(repr((dataset.classes, dataset.palette)).encode()).hexdigest()[:16]
 
 
-def base_palette(config: Config, task: Task, saved: dict[str, Any]) -> list[Colour]:
-    """Return the colours of step 0's classes in the checkpoint of `init_from`; none where the run has no such base.
-
-    saved: what `check_run_dir` returns of the run's own last checkpoint, which has them, too.
-    """
-    if config.init_from is None:
-        return []
-    found = saved.get("palette") or load_checkpoint(base_file(config.init_from)).get("palette") or []
-    return [(red, green, blue) for red, green, blue in found[: task.steps[0].num_new]]
-
-
-def choose_palette(own: Sequence[Colour], base: Sequence[Colour]) -> tuple[Colour, ...]:
-    """Return the classes' colours: those of the base step, then those of the data set, each once.
-
-    own: the data set's, of all classes in learning order. One that a class of the base step has gives way to one that
-    is free. Without a base step all are the data set's.
-    """
-    colours = list(base)
-    for colour in own[len(base) :]:
-        free = (c for c in make_palette(256) if c not in colours and c not in own)
-        colours.append(next(free) if base and colour in colours else colour)
-    return (*colours,)
-
-
 def check_classes(
     config: Config,
     task: Task,
@@ -212,40 +188,6 @@ def _check_same_config(config: Config, theirs: dict[str, Any]) -> None:
         )
 
 
-def ids_path(config: Config, split: str) -> Path:
-    """Return the file of a run that lists the images of a split which it has begun with."""
-    return config.run_dir / "image_ids" / f"{split}.txt"
-
-
-def list_ids(dataset: SegmentationDataset) -> str:
-    """Return the ids of a split as a text, a line each."""
-    return "".join(f"{image_id}\n" for image_id in dataset.ids)
-
-
-def check_images(config: Config, dataset: SegmentationDataset) -> None:
-    """Raise ValueError where a run has begun with other images of a split, or in another order, than it has now."""
-    path = ids_path(config, dataset.split)
-    if not path.exists():
-        return
-    theirs = path.read_text(encoding="utf-8")
-    if theirs == list_ids(dataset):
-        return
-    before, now = set(theirs.split("\n")) - {""}, set(dataset.ids)
-    told = [
-        f"{len(ids)} {what}, such as '{min(ids)}'"
-        for ids, what in ((before - now, "are missing"), (now - before, "are new"))
-        if ids
-    ]
-    field = f"{dataset.split}_ids"
-    source = "data.val_root_old" if dataset.split == "val_old" else "data.root"
-    if getattr(config.data, field, None):
-        source = f"data.{field} ({getattr(config.data, field)})"
-    raise ValueError(
-        f"{source}: the {dataset.split} images are not those that the run in {config.run_dir} has begun with: "
-        f"{' and '.join(told) or 'they stand in another order'}; bring back those of {path}, or choose another --log"
-    )
-
-
 def finished_steps(config: Config, task: Task) -> list[dict[str, Any]]:
     """Return the entries of results.json whose checkpoints are there too; raises ValueError naming a bad file."""
     path = config.run_dir / "results.json"
@@ -264,7 +206,7 @@ def finished_steps(config: Config, task: Task) -> list[dict[str, Any]]:
 def check_selection(config: Config, task: Task, selected: list[tuple[list[str], list[str]]]) -> None:
     """Raise ValueError for a step that has nothing to train on."""
     for step, (ids, held_out) in zip(task.steps, selected, strict=True):
-        if ids or (step.index == 0 and config.init_from is not None):
+        if ids or (step.index == 0 and config.takes_base):
             continue
         where = f"step {step.index} ({', '.join(task.new_names(step))})"
         if held_out:
@@ -297,6 +239,11 @@ def check_base(config: Config, task: Task, num_images: int) -> None:
     num_images: images of step 0 that are there. Raises FileNotFoundError or ValueError naming the file.
     """
     assert config.init_from is not None
+    if len(task.steps) == 1 and config.takes_base:
+        raise ValueError(
+            f"init_from: task {task.name} has one step, which is taken over from {config.init_from} as it is, so that "
+            "nothing would be trained; to go on training its classes on these images, set continue_training=true"
+        )
     checkpoint = load_checkpoint(base_file(config.init_from))
     ours, theirs = list(task.class_names[: task.steps[0].num_new]), checkpoint["class_names"]
     if ours != theirs:
@@ -326,6 +273,11 @@ def check_base(config: Config, task: Task, num_images: int) -> None:
             f"{SCORE_NAMES[theirs_of.scores]}, this run is with {config.method.name}, whose scores are "
             f"{SCORE_NAMES[ours_of.scores]}; take a base step of a method with the same scores: "
             f"{', '.join(name for name, method in METHODS.items() if method.scores == ours_of.scores)}"
+        )
+    if config.continue_training and checkpoint.get("described_by") is not None:
+        raise ValueError(
+            f"init_from: {config.init_from} was solved by method {name}, not trained: there is nothing to go on with; "
+            "set continue_training to false, or rerun that method on all images"
         )
     carried = checkpoint["method_state"] if theirs_of.base_step is ours_of.base_step else {}
     if ours_of.begins_with not in (None, *carried) and num_images == 0:

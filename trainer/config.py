@@ -228,6 +228,9 @@ class Config(Section):
     init_from: BaseStep | None = None
     """Checkpoint of another run whose classes are those of step 0: this run starts at step 1 from it. A path, an
     address (`https://…`, with `#sha256=HEX` if it is known), or a name of docs/base_models.json."""
+    continue_training: bool = False
+    """Go on training the classes of `init_from`: step 0 starts from its weights and trains on this run's images (more
+    data of the same classes), instead of being taken over."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of every step's training images that is held out, for tuning and for the choice of a checkpoint."""
     checkpoint: Literal["last", "best_holdout", "best_validation", "best_validation_new"] = "last"
@@ -260,6 +263,11 @@ class Config(Section):
     def run_dir(self) -> Path:
         """Folder of this run."""
         return self.output_dir / self.log
+
+    @property
+    def takes_base(self) -> bool:
+        """Whether step 0 is taken over from `init_from`, so that nothing trains it."""
+        return self.init_from is not None and not self.continue_training
 
     def to_yaml(self) -> str:
         """Return the whole configuration as YAML, defaults filled in."""
@@ -356,6 +364,10 @@ def _contradictions(config: Config) -> list[str]:
         problems.append(
             "memory.size: data.train_on seen (method joint) trains on all images of earlier steps already; set one only"
         )
+    if config.continue_training and config.init_from is None:
+        problems.append(
+            "continue_training: needs the checkpoint to go on from: set init_from, or leave it out"
+        )
     if config.class_order is not None and not isinstance(config.task, str):
         problems.append(
             "class_order: goes with a named task such as '15-1'; lists of names in task have their own order"
@@ -377,6 +389,11 @@ def check_method(config: Config) -> list[str]:
         problems.append(
             f"method.name: {config.method.name} needs new classes in every step, and task {config.task} brings domains "
             f"instead; use one of {able}"
+        )
+    if config.continue_training and not method.base_step.trains:
+        problems.append(
+            f"continue_training: method {config.method.name} solves for its classes; rerun it on all images, old and "
+            "new, without init_from"
         )
     if config.rare != RareConfig() and not (method.trains or method.base_step.trains):
         able = ", ".join(name for name, other in METHODS.items() if other.trains)

@@ -123,7 +123,7 @@ def read_lists(
         return ImageLists(images_of_steps(train.ids, task, domains), None), ()
     if folder is None:
         return None, ()
-    lists = read_image_lists(folder, train, task, config.setting, needs_base=config.init_from is None)
+    lists = read_image_lists(folder, train, task, config.setting, needs_base=not config.takes_base)
     told = []
     for step, ids in zip(task.steps, lists.steps, strict=True):
         wanted = {task.class_ids[c] for c in step.new_classes if c > 0}

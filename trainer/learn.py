@@ -46,7 +46,7 @@ def learn(session: Session, step: Step) -> None:
     path = checkpoint_path(run_dir, step.index)
     if worker.main_only(path.exists):
         return
-    if step.index == 0 and config.init_from is not None:
+    if step.index == 0 and config.takes_base:
         worker.main_only(lambda: take_over(session, path))
         return
     name_images(session, step)

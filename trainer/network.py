@@ -4,9 +4,11 @@ from typing import Any
 
 from torch import nn
 
-from methods import Method, method_of_step
+from methods import METHODS, Method, method_of_step
 from models import SegmentationModel, SegOutput
+from trainer.checkpoint import load_checkpoint, restore_model
 from trainer.config import Config
+from trainer.shared_base import base_file
 
 
 class Network(nn.Module):
@@ -25,6 +27,19 @@ class Network(nn.Module):
 def make_parts(method: Method, config: Config) -> nn.ModuleDict:
     """Return the method's own modules, as they start."""
     return nn.ModuleDict(method.parts(config.model.channels))
+
+
+def network_of_base(config: Config) -> Network:
+    """Return the network of the checkpoint that `init_from` names, with the method's modules as far as it has them."""
+    assert config.init_from is not None
+    base = load_checkpoint(base_file(config.init_from))
+    network = new_network(config, restore_model(config, base))
+    if (
+        METHODS[base["config"]["method"]["name"]].base_step is METHODS[config.method.name].base_step
+        and base["parts"]
+    ):
+        network.parts.load_state_dict(base["parts"])
+    return network
 
 
 def new_network(config: Config, model: SegmentationModel) -> Network:

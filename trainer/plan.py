@@ -17,15 +17,12 @@ from datasets.tasks import Step, Task
 from methods import method_of_step
 from trainer.checkpoint import checkpoint_path, new_model
 from trainer.checks import (
-    base_palette,
     check_base,
     check_classes,
     check_config,
-    check_images,
     check_rare,
     check_run_dir,
     check_selection,
-    choose_palette,
     finished_steps,
 )
 from trainer.config import Config
@@ -38,8 +35,10 @@ from trainer.data import (
     open_splits,
     read_lists,
 )
+from trainer.image_ids import check_images, describe_finished
 from trainer.labelled import describe_unlabelled, find_absent, find_unlabelled, open_old_split
-from trainer.network import Network, new_network
+from trainer.network import Network, network_of_base, new_network
+from trainer.palette import base_palette, choose_palette
 from trainer.sampling import TrainSampler
 from utils.distributed import Worker, seed_everything
 from utils.images import Colour
@@ -142,7 +141,7 @@ class Plan:
 
     def num_iterations(self, step: Step, worker: Worker) -> int:
         """Return the optimiser updates of a step; none in one that is taken over or solved."""
-        if step.index == 0 and self.config.init_from is not None:
+        if step.index == 0 and self.config.takes_base:
             return 0
         if not method_of_step(self.config.method, step.num_old, step.num_new).trains:
             return 0
@@ -185,14 +184,19 @@ def prepare(config: Config, worker: Worker) -> Plan:
         for setting in (() if task.domains else SETTINGS)
     }
     finished = worker.main_only(lambda: finished_steps(config, task))
+    parts = [part.val for part in evaluation.parts]
     if len(finished) < len(task.steps):
-        for dataset in (train, *(part.val for part in evaluation.parts)):
+        for dataset in (train, *parts):
             worker.main_only(partial(check_images, config, dataset))
+    else:
+        told += worker.main_only(lambda: describe_finished(config, task, [train, *parts]))
     base_network = None
     if not worker.main_only(checkpoint_path(config.run_dir, 0).exists):
         if config.init_from is not None:
             worker.main_only(lambda: check_base(config, task, len(selected[0][0])))
-        else:
+        if config.continue_training:
+            base_network = worker.main_only(lambda: network_of_base(config))
+        elif config.init_from is None:
             seed_everything(config.seed, 0)
             # One process fetches the weights and hands them to the others, its error included.
             base_network = worker.main_only(

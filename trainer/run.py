@@ -14,8 +14,9 @@ import torch
 from datasets.id_list import digest_ids
 from datasets.tasks import Step
 from trainer.checkpoint import RERUN, checkpoint_path, load_checkpoint, restore_model
-from trainer.checks import digest_of_classes, ids_path, list_ids, uses_sync_batch_norm
+from trainer.checks import digest_of_classes, uses_sync_batch_norm
 from trainer.hints import explain_unlearned
+from trainer.image_ids import ids_path, list_ids
 from trainer.learn import learn
 from trainer.panels import draw_panels
 from trainer.plan import Plan
@@ -146,7 +147,7 @@ def assess(session: Session, step: Step, entries: Sequence[Mapping[str, Any]]) -
         seconds=checkpoint["seconds"],
     )
     entry["checkpoint"] = checkpoint["chosen"]
-    if step.index == 0 and config.init_from is not None:
+    if step.index == 0 and config.takes_base:
         entry["taken_from"] = config.init_from
     if unlabelled := sorted(evaluation.without_label.intersection(step.seen_classes)):
         entry["unlabelled"] = [class_names[c] for c in unlabelled]

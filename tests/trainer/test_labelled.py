@@ -11,9 +11,9 @@ from PIL import Image
 from tests.support.data import Mask, stripes, write_folder
 from tests.support.training import WORKER, tiny, train
 from trainer.checkpoint import checkpoint_path, load_checkpoint
-from trainer.checks import choose_palette
 from trainer.config import Config
 from trainer.hints import describe_unlearned
+from trainer.palette import choose_palette
 from trainer.plan import prepare
 from utils.metrics import iou_of_labelled, iou_per_class, leave_out_unlabelled
 

@@ -26,6 +26,7 @@ from utils.documents import load_json
 from utils.errors import DataError
 from utils.files import require_regular, write_atomic
 from utils.images import UNDECODABLE, describe_mask_format, describe_too_large, describe_undecodable
+from utils.signals import held_back, leave_signals_to_parent
 
 logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
@@ -150,8 +151,10 @@ def map_in_processes(
             return
         # Four chunks a worker keep all of them busy to the end; a chunk costs one message each way.
         chunksize = max(1, min(64, len(jobs) // (4 * num_workers)))
-        with ProcessPoolExecutor(num_workers) as executor:
-            for result in executor.map(function, jobs, chunksize=chunksize):
+        with ProcessPoolExecutor(num_workers, initializer=leave_signals_to_parent) as executor:
+            with held_back():
+                results = executor.map(function, jobs, chunksize=chunksize)
+            for result in results:
                 yield result
                 bar.update()
 

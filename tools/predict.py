@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
 from datasets.file_dataset import check_libraries, describe_aspect, is_hidden, read_image
@@ -39,6 +39,7 @@ from utils.distributed import find_worker
 from utils.errors import DataError
 from utils.files import check_writable, open_atomic, write_atomic, writing
 from utils.images import MAX_PIXELS, UInt8Array
+from utils.loading import ReadAhead
 from utils.report.pictures import IGNORED_COLOUR
 
 EXAMPLES = """
@@ -154,7 +155,7 @@ def read_images(
     Why one cannot be read is added to `problems`.
     """
     # A large image ahead takes as much memory as the one at work.
-    loader = DataLoader(
+    loader = ReadAhead(
         dataset, batch_size=None, num_workers=num_workers, prefetch_factor=1 if num_workers else None
     )
     bar = progress_bar("predicting", len(dataset), "image", over=loader)

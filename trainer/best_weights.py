@@ -1,6 +1,5 @@
 """The weights of the epoch that scores best, where a step does not simply end with the last."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,12 +21,12 @@ Score = Callable[[SegmentationModel], float | None]
 class BestWeights:
     """The weights of the epoch with the highest score so far, the earliest of equal ones; kept on the CPU.
 
-    The method's state of that epoch goes with them.
+    The method's state of that epoch goes with them. best: that score; while no epoch has one (None), the last counts.
     """
 
     def __init__(self, score: Score) -> None:
         self.score = score
-        self.best = -math.inf
+        self.best: float | None = None
         self.epoch = -1
         self.network: dict[str, Tensor] = {}
         self.method_state: dict[str, Tensor] = {}
@@ -35,8 +34,8 @@ class BestWeights:
     def consider(self, learner: Learner, epoch: int) -> float | None:
         """Score the model after an epoch, keep its weights if they are the best, and return the score."""
         score = self.score(learner.model)
-        if self.epoch < 0 or (score is not None and score > self.best):
-            self.best = -math.inf if score is None else score
+        if self.best is None or (score is not None and score > self.best):
+            self.best = score
             self.epoch = epoch
             self.network = _copy(learner.network.state_dict())
             self.method_state = _copy(learner.method.state)

@@ -7,6 +7,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from datasets import DATASETS
 from datasets.source import SegmentationDataset
 from datasets.tasks import Task
@@ -82,6 +84,14 @@ def check_parallelism(config: Config, worker: Worker) -> None:
         )
     if train.amp == "fp16" and worker.device.type == "cpu":
         problems.append("train.amp: fp16 needs a GPU; use bf16 or off on a CPU")
+    if train.amp == "bf16" and worker.device.type == "cuda":
+        with torch.cuda.device(worker.device):
+            is_supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        if not is_supported:
+            problems.append(
+                f"train.amp: {torch.cuda.get_device_name(worker.device)} has no bf16 and would emulate it, slower than "
+                "without; use fp16 or off"
+            )
     if problems:
         raise ValueError("\n".join(problems))
 

@@ -59,6 +59,7 @@ class History:
 
     def flush(self, iteration: int, epoch: int, lr: float | Tensor, bar: Any) -> None:
         """Write the means since the last entry; raises NonFiniteLossError where a term is not finite."""
+        self.worker.meet()
         values = self.worker.sum(torch.stack(self.values)).cpu()
         first = iteration + 1 - len(values)
         bad = (~values.isfinite()).nonzero()

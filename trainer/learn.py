@@ -71,6 +71,11 @@ def learn(session: Session, step: Step) -> None:
             seconds = time.monotonic() - started
         chosen: dict[str, Any] = {"by": config.checkpoint}
         if best is not None:
+            if best.best is None:
+                session.log.info(
+                    f"step {step.index}: checkpoint {config.checkpoint}: the images that decide show no pixel of a "
+                    "class that counts, so the last epoch was taken; hold out more of them (val_fraction)"
+                )
             best.restore(learner)
             chosen |= {"epoch": best.epoch, "score": best.best}
         if fusion is not None:

@@ -5,7 +5,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from datasets.incremental import StepDataset, ValidationDataset
 from datasets.tasks import Step
@@ -15,7 +14,7 @@ from trainer.inference import autocast
 from trainer.session import Session
 from trainer.step import group, move
 from utils.console import progress_bar
-from utils.signals import leave_signals_to_parent
+from utils.loading import ReadAhead
 
 
 class StepLooks:
@@ -53,6 +52,7 @@ class StepLooks:
 
     def sum(self, x: Tensor) -> Tensor:
         """Return x added up over all ranks."""
+        self.worker.meet()
         return self.worker.sum(x)
 
     def say(self, text: str) -> None:
@@ -76,13 +76,12 @@ class StepLooks:
         ):
             yield images.to(self.device), labels.long().to(self.device)
 
-    def _load(self, batch_sampler: Iterable[list[tuple[int, int]]]) -> "DataLoader[Any]":
+    def _load(self, batch_sampler: Iterable[list[tuple[int, int]]]) -> "ReadAhead[Any]":
         """Return the images, labels and problems of these batches of (epoch, index)."""
-        return DataLoader(
+        return ReadAhead(
             self.dataset,
             batch_sampler=batch_sampler,
             num_workers=self.config.data.num_workers,
-            worker_init_fn=leave_signals_to_parent,
             # A loader draws a seed for its workers; the training that follows must not notice.
             generator=torch.Generator(),
         )
@@ -105,11 +104,10 @@ class StepLooks:
     def whole_images(self, of_base_step: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (1,3,H,W) and labels (1,H',W') int64 of this step or of the base step, whole and as they are."""
         for dataset in filter(len, self.whole(of_base_step)):
-            loader = DataLoader(
+            loader = ReadAhead(
                 dataset,
                 batch_size=None,
                 num_workers=self.config.data.num_workers,
-                worker_init_fn=leave_signals_to_parent,
                 generator=torch.Generator(),
             )
             what = "images of the base step" if of_base_step else "images"

@@ -15,16 +15,18 @@ from datasets.id_list import digest_ids
 from datasets.tasks import Step
 from trainer.checkpoint import RERUN, checkpoint_path, load_checkpoint, restore_model
 from trainer.checks import digest_of_classes, uses_sync_batch_norm
+from trainer.config import Config
 from trainer.hints import explain_unlearned
 from trainer.image_ids import ids_path, list_ids
 from trainer.learn import learn
 from trainer.panels import draw_panels
 from trainer.plan import Plan
 from trainer.session import Session
+from trainer.tiles import is_out_of_memory
 from trainer.validation import score_on_holdout, validate
 from utils.config.fields import flatten
 from utils.distributed import Worker
-from utils.errors import explain
+from utils.errors import RunError, explain
 from utils.files import write_atomic
 from utils.lock import lock
 from utils.logging import RunLog
@@ -39,11 +41,17 @@ SECONDS_BETWEEN_PICTURES = 60.0
 """Plots and report.html take seconds to draw: they follow the last step, and in between no more often than this."""
 
 
+class MemoryFullError(RunError, RuntimeError):
+    """A forward or backward pass needs more memory than there is."""
+
+    met_by_all = False
+
+
 def run(plan: Plan, worker: Worker, interruption: Interruption | None = None) -> None:
     """Train and evaluate every step that has not been finished yet, and write the results after each.
 
     interruption: whether this process is asked to end; a step then saves where it is.
-    Raises RunLockedError where the run lives already.
+    Raises RunLockedError where the run lives already, MemoryFullError.
     """
     with ExitStack() as held:
         worker.main_only(lambda: held.enter_context(lock(plan.config.run_dir)))
@@ -55,9 +63,25 @@ def run(plan: Plan, worker: Worker, interruption: Interruption | None = None) ->
             worker.main_only(lambda: log.start_wandb(project, plan.config.log, fields))
         try:
             run_steps(Session(plan, worker, log, interruption or Interruption()))
-        except Exception:
+        except Exception as error:
             log.write(traceback.format_exc())
+            if is_out_of_memory(error):
+                raise MemoryFullError(describe_memory(plan.config, worker)) from error
             raise
+
+
+def describe_memory(config: Config, worker: Worker) -> str:
+    """Say that the memory is full, and which fields take less of it."""
+    where = "this machine"
+    if worker.device.type == "cuda":
+        size = torch.cuda.get_device_properties(worker.device).total_memory / 2**30
+        where = f"{torch.cuda.get_device_name(worker.device)} ({size:.0f} GiB)"
+    train = config.train
+    return (
+        f"the memory of {where} is full, rank {worker.rank}; raise train.accumulate (here {train.accumulate}) if it "
+        f"happened in training, lower evaluate.batch_size (here {config.evaluate.batch_size}) if in evaluation, or "
+        f"lower train.crop_size (here {train.crop_size}); scores may change, so give the run another --log"
+    )
 
 
 def run_steps(session: Session) -> None:

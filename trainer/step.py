@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from datasets.incremental import StepDataset
 from datasets.tasks import Step
@@ -21,7 +20,7 @@ from trainer.progress import MethodState, MidStepSaves, Stateful
 from trainer.sampling import TrainSampler
 from trainer.session import Session
 from utils.distributed import Worker
-from utils.signals import leave_signals_to_parent
+from utils.loading import ReadAhead
 
 
 def train_step(
@@ -150,12 +149,11 @@ def load(
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
     """Return this rank's micro-batches of images, labels and problems, from iteration `num_done` on."""
     sampler.num_skipped = num_done
-    loader = DataLoader(
+    loader = ReadAhead(
         dataset,
         batch_sampler=sampler,
         num_workers=config.data.num_workers,
         pin_memory=worker.device.type == "cuda",
-        worker_init_fn=leave_signals_to_parent,
     )
     return iter(loader)
 

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from datasets.incremental import ValidationDataset, training_table
@@ -18,6 +17,7 @@ from trainer.inference import predict_all
 from trainer.plan import Evaluation, Plan
 from utils.console import progress_bar
 from utils.distributed import Worker
+from utils.loading import ReadAhead
 from utils.metrics import iou_of_labelled, iou_per_class, leave_out_unlabelled, mean_iou
 
 
@@ -87,7 +87,7 @@ def evaluate(
     model.eval()
     unreadable = unreadable or Unreadable("raise", 0.0, len(dataset), "evaluation")
     # Workers hand over images one by one: those of a batch may differ in size, and so may their labels.
-    loader = DataLoader(
+    loader = ReadAhead(
         dataset,
         batch_size=None,
         num_workers=config.data.num_workers,

@@ -1,7 +1,9 @@
 """The process of a run among others: device, rank, and the few collectives the trainer needs."""
 
+import hashlib
 import os
 import random
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +15,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from utils.errors import RunError
 
 T = TypeVar("T")
 
 _ANSWER_SECONDS = 3.0
+_SECONDS_BETWEEN_LOOKS = 0.05
+_NCCL_SECONDS_LATER = 60.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Worker:
         return self.rank == 0
 
     def sum(self, x: Tensor) -> Tensor:
-        """Return x added up over all ranks."""
+        """Return x added up over all ranks; on GPUs nothing waits here for it (`meet`)."""
         if self.world_size > 1:
             x = x.clone()
             dist.all_reduce(x)
@@ -61,13 +66,18 @@ class Worker:
         dist.all_gather_object(gathered, x)
         return gathered
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.world_size > 1:
-            dist.barrier()
+    def meet(self) -> None:
+        """Wait for all ranks between CPUs (gloo), before something that waits for their GPUs.
+
+        There a rank that has died or hangs is named; a GPU (NCCL) would wait for it without a word.
+        """
+        self.largest(0)
 
     def main_only(self, function: Callable[[], T]) -> T:
-        """Run `function` in the main process and return its result, or raise its error, in all of them."""
+        """Run `function` in the main process and return its result, or raise its error, in all of them.
+
+        Like `largest`, this waits between CPUs.
+        """
         if self.world_size == 1:
             return function()
         outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
@@ -76,7 +86,7 @@ class Worker:
                 outcome = [(function(), None)]
             except Exception as error:
                 outcome = [(None, error)]
-        dist.broadcast_object_list(outcome, src=0, device=self.device)
+        dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
         result, raised = outcome[0]
         if raised is not None:
             raise raised
@@ -151,55 +161,110 @@ def process_group(device: str, timeout: float = 1800) -> Iterator[Worker]:
     # Tensors on the CPU travel through gloo in any case.
     backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
     patience = timedelta(seconds=timeout)
-    store, rank, world_size = _meet(patience)
-    # A launcher that restarts the ranks may keep the store, with the addresses of those that died.
-    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group(
-        backend,
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=patience,
-        device_id=worker.device if use_gpu else None,
-    )
+    store = _open_store(worker, patience)
     try:
+        store = dist.PrefixStore(agree_on_start(store, worker, patience), store)
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=worker.rank,
+            world_size=worker.world_size,
+            timeout=patience,
+            device_id=worker.device if use_gpu else None,
+        )
+        if use_gpu and dist.group.WORLD is not None:
+            # What waits between CPUs names a rank that hangs; NCCL's watchdog would end the process before it does.
+            later = patience + timedelta(seconds=_NCCL_SECONDS_LATER)
+            dist.group.WORLD._get_backend(worker.device)._set_default_timeout(later)
         yield worker
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise RankLostError(_name_lost_ranks(store, worker, timeout)) from error
+    except BaseException as error:
+        of_others = isinstance(error, dist.DistError) or (
+            isinstance(error, RuntimeError) and "gloo" in str(error)
+        )
+        try:
+            lost = _find_lost_ranks(store, worker) if of_others else []
+        finally:
+            _leave(use_gpu)
+        if lost:
+            raise RankLostError(
+                f"rank {', '.join(map(str, lost))} of {worker.world_size} has died or has not answered for "
+                f"{timeout:.0f} s (distributed.timeout); the run ends and the same command continues it from its last "
+                "save"
+            ) from error
         raise
     dist.destroy_process_group()
 
 
-def _meet(patience: timedelta) -> tuple[dist.Store, int, int]:
-    """Return the store that all ranks share, this rank, and how many there are; raises ValueError."""
-    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+def _leave(use_gpu: bool) -> None:
+    """Leave the process group after an error, in which other ranks may be gone."""
+    if not dist.is_initialized():
+        return
+    if use_gpu:
+        # To destroy it would be to wait for what NCCL has under way with them.
+        distributed_c10d._abort_process_group()
+    else:
+        dist.destroy_process_group()
+
+
+def _open_store(worker: Worker, patience: timedelta) -> dist.Store:
+    """Return the store through which the ranks find each other; raises ValueError."""
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     try:
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
+        if not address or not port.isdecimal() or int(port) >= 2**16:
+            raise ValueError("that is no address and port")
+        return dist.TCPStore(
+            address,
+            int(port),
+            is_master=worker.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            timeout=patience,
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
     except (dist.DistError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0][:200]
         if "EADDRINUSE" in reason or "address already in use" in reason.lower():
             reason = "another program uses this port"
         raise ValueError(
-            f"MASTER_ADDR, MASTER_PORT: the ranks cannot meet at {place} ({reason}); set a free port (torchrun "
-            "--master_port), and the address of the machine of rank 0"
+            f"MASTER_ADDR, MASTER_PORT: the ranks cannot meet at {address}:{port} ({reason}); set a free port "
+            "(torchrun --master_port), and the address of the machine of rank 0"
         ) from error
-    return store, rank, world_size
 
 
-def _name_lost_ranks(store: dist.Store, worker: Worker, timeout: float) -> str:
-    """Say which ranks do not answer any more: those that do leave a word in the store that all of them share."""
+def agree_on_start(store: dist.Store, worker: Worker, patience: timedelta) -> str:
+    """Return a name that the ranks of one start have in common, and those of no other start.
+
+    A launcher that restarts ranks keeps the store with what the dead ones left in it, and the launchers of several
+    nodes count their restarts each for itself: so every rank draws a name of its own, and all go on once they agree
+    on the names of all. Raises RankLostError naming the ranks that do not come.
+    """
+    ranks = range(worker.world_size)
+    drawn, seen = ([f"{what}/{rank}" for rank in ranks] for what in ("drawn", "seen"))
+    store.set(drawn[worker.rank], secrets.token_hex(8))
+    give_up = time.monotonic() + patience.total_seconds()
+    while time.monotonic() < give_up:
+        if store.check(drawn):
+            name = hashlib.sha256(b" ".join(store.multi_get(drawn))).hexdigest()
+            store.set(seen[worker.rank], name)
+            if store.check(seen) and set(store.multi_get(seen)) == {name.encode()}:
+                return name
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    missing = [str(rank) for rank in ranks if not store.check([drawn[rank]])]
+    raise RankLostError(
+        f"rank {', '.join(missing) or 'unknown'} of {worker.world_size} has not come within "
+        f"{patience.total_seconds():.0f} s (distributed.timeout); start all ranks, with the same MASTER_ADDR and "
+        "MASTER_PORT"
+    )
+
+
+def _find_lost_ranks(store: dist.Store, worker: Worker) -> list[int]:
+    """Return the ranks that do not answer any more: those that do leave a word in the store that all of them share."""
     try:
         store.set(f"alive/{worker.rank}", "")
         # The others come here within the time that their connections take to break.
         time.sleep(_ANSWER_SECONDS)
-        lost = [str(rank) for rank in range(worker.world_size) if not store.check([f"alive/{rank}"])]
+        return [rank for rank in range(worker.world_size) if not store.check([f"alive/{rank}"])]
     except RuntimeError:  # the store itself is gone, which without a launcher rank 0 keeps
-        lost = ["0"]
-    return (
-        f"rank {', '.join(lost) or 'unknown'} of {worker.world_size} has died or has not answered for {timeout:.0f} s "
-        "(distributed.timeout); the run ends and the same command continues it from its last save"
-    )
+        return [0]
 
 
 def seed_everything(*key: int) -> None:

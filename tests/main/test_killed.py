@@ -2,72 +2,81 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-from tests.support.cli import (
-    ROOT,
-    find_free_port,
-    finish,
-    read_until,
-    run_main,
-    set_fields,
-    start_main,
-    write_tiny_config,
+import trainer.run
+from tests.support.cli import call_main, find_free_port, set_fields, write_tiny_config
+from tests.support.struck import (
+    EVALUATION,
+    THRESHOLDS,
+    TRAINING,
+    Strike,
+    fork_launcher,
+    fork_main,
+    fork_ranks,
 )
 from tests.support.training import outcome
 from trainer.progress import progress_paths
 
-LONG = ("train.num_epochs=30", "save_every=5", "logging.every=3", "train.momentum=0.9")
-
-
-@pytest.fixture(scope="module")
-def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of 150 iterations that nothing happened to; like all it is compared with, on one thread."""
-    folder = tmp_path_factory.mktemp("long")
-    process = run_main(*command(folder, "long"))
-    assert process.returncode == 0, process.stderr
-    return folder / "runs" / "long"
+LONG = (
+    *("method=plop", "train.num_epochs=4", "train.momentum=0.9", "save_every=5", "logging.every=3"),
+    "logging.num_panels=0",
+)
 
 
 def command(folder: Path, log: str, *overrides: str) -> list[str]:
     return ["--config", str(write_tiny_config(folder)), "--log", log, *set_fields(*LONG, *overrides)]
 
 
-def test_a_process_killed_at_any_moment_is_continued_by_its_command_whatever_the_workers(
+@pytest.fixture(scope="module", autouse=True)
+def _draw_nothing() -> Iterator[None]:
+    """Plots and report take longer than these trainings."""
+    with patch.object(trainer.run, "write_plots"), patch.object(trainer.run, "draw_report"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 20 iterations that nothing happened to; like all it is compared with, on one thread."""
+    folder = tmp_path_factory.mktemp("long")
+    process = call_main(*command(folder, "long"))
+    assert process.returncode == 0, process.stderr
+    return folder / "runs" / "long"
+
+
+def test_signals_to_all_processes_and_a_kill_one_after_another_leave_a_run_as_it_would_have_been(
     tmp_path: Path, long_run: Path
 ) -> None:
-    process = start_main(*command(tmp_path, "killed", "data.num_workers=2"))
-    read_until(process, r"step 0: (\d{2})/90")
-    process.kill()
-    assert finish(process)[0] == -signal.SIGKILL
-    again = run_main(*command(tmp_path, "killed", "data.num_workers=0"))
-    assert again.returncode == 0, again.stderr
-    assert "goes on after" in again.stdout
-    assert outcome(tmp_path / "runs" / "killed") == outcome(long_run)
+    folder = tmp_path / "runs" / "struck"
 
+    def strike(at: str, call: int, number: int, *overrides: str) -> str:
+        whom = "process" if number == signal.SIGKILL else "group"
+        blow = Strike(at, call, number, tmp_path / f"{at}{number}", whom)
+        code, told = fork_main(command(tmp_path, "struck", *overrides), blow).end()
+        assert code == (-number if number == signal.SIGKILL else 128 + number), told
+        assert "Traceback" not in told
+        return told
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_run_saved_and_the_same_command_continues_it(
-    tmp_path: Path, long_run: Path, number: signal.Signals, code: int
-) -> None:
-    process = start_main(*command(tmp_path, "signalled", "save_every=100000", "data.num_workers=1"))
-    read_until(process, r"step 0: (\d{2})/90")
-    process.send_signal(number)
-    returned, rest = finish(process)
-    assert returned == code, rest
-    assert f"{number.name}: finishing the iteration, then saving" in rest
-    assert "Traceback" not in rest
-    folder = tmp_path / "runs" / "signalled"
-    assert f"{number.name}: step 0 was saved after" in (folder / "log.txt").read_text()
+    # Only the signal saves: there are fewer iterations than `save_every` says.
+    told = strike(TRAINING, 4, signal.SIGTERM, "data.num_workers=2", "save_every=1000")
+    assert "SIGTERM: finishing the iteration, then saving" in told
+    assert "SIGTERM: step 0 was saved after 4 iterations" in (folder / "log.txt").read_text()
     assert len(progress_paths(folder, 0)) == 1
-    again = run_main(*command(tmp_path, "signalled"))
-    assert again.returncode == 0, again.stderr
+    strike(TRAINING, 3, signal.SIGINT, "save_every=1000")
+    assert "SIGINT: step 0 was saved after 7 iterations" in (folder / "log.txt").read_text()
+    strike(TRAINING, 4, signal.SIGKILL, "data.num_workers=2")
+    assert progress_paths(folder, 0)[0].name == "step_0.iteration_000000010.pth"
+    told = strike(EVALUATION, 1, signal.SIGTERM, "data.num_workers=2")
+    assert "SIGTERM: ended; the same command goes on from here" in told
+    strike(THRESHOLDS, 1, signal.SIGTERM, "data.num_workers=2")
+    code, told = fork_main(command(tmp_path, "struck")).end()
+    assert code == 0, told
+    assert (folder / "log.txt").read_text().count("goes on after") == 3
     assert outcome(folder) == outcome(long_run)
 
 
@@ -75,28 +84,21 @@ def test_a_signal_ends_the_run_saved_and_the_same_command_continues_it(
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the long run on two ranks."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    process = run_main(*command(folder, "whole"), ranks=2)
-    assert process.returncode == 0, process.stderr
+    for process in fork_ranks(find_free_port(), command(folder, "whole")):
+        code, told = process.end()
+        assert code == 0, told
     return folder / "runs" / "whole"
-
-
-def start_ranks(*arguments: str) -> list[subprocess.Popen[bytes]]:
-    """Start two ranks without a launcher that would end one for the other."""
-    port = find_free_port()
-    return [start_main(*arguments, rank=rank, ranks=2, port=port) for rank in range(2)]
 
 
 def test_a_signal_to_one_rank_saves_and_ends_both_and_they_continue_bit_for_bit(
     tmp_path: Path, two_ranks: Path
 ) -> None:
-    first, second = start_ranks(*command(tmp_path, "ranks"))
-    read_until(first, r"step 0: (\d{2})/90")
-    second.send_signal(signal.SIGTERM)
-    assert finish(second)[0] == 143
-    assert finish(first)[0] == 143
-    for process in start_ranks(*command(tmp_path, "ranks", "data.num_workers=1")):
-        code, rest = finish(process)
-        assert code == 0, rest
+    arguments = command(tmp_path, "ranks", "data.num_workers=1", "save_every=1000")
+    blow = Strike(TRAINING, 4, signal.SIGTERM, tmp_path / "once", rank=1)
+    for expected in (143, 0):
+        for process in fork_ranks(find_free_port(), arguments, blow):
+            code, told = process.end()
+            assert code == expected, told
     assert outcome(tmp_path / "runs" / "ranks") == outcome(two_ranks)
 
 
@@ -104,36 +106,34 @@ def test_a_signal_to_one_rank_saves_and_ends_both_and_they_continue_bit_for_bit(
 def test_a_rank_that_dies_or_hangs_ends_the_other_with_its_name(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    first, second = start_ranks(*command(tmp_path, "lost", "distributed.timeout=4"))
+    blow = Strike(TRAINING, 4, number, tmp_path / "once", rank=1)
+    first, second = fork_ranks(find_free_port(), command(tmp_path, "lost", "distributed.timeout=4"), blow)
     try:
-        read_until(first, r"step 0: (\d{2})/90")
-        second.send_signal(number)
-        code, rest = finish(first)
+        code, told = first.end()
     finally:
-        second.kill()
-        second.communicate()
+        second.process.kill()
+        second.process.join()
     assert code == 2
-    assert "error: rank 1 of 2 has died or has not answered for 4 s (distributed.timeout)" in rest
-    assert "Traceback" not in rest
+    assert "error: rank 1 of 2 has died or has not answered for 4 s (distributed.timeout)" in told
+    assert "Traceback" not in told
 
 
-def test_a_launcher_that_restarts_a_dead_rank_continues_from_the_last_save(
+def test_launchers_restart_a_dead_rank_pass_sigterm_on_and_meet_again_at_once_on_two_nodes(
     tmp_path: Path, two_ranks: Path
 ) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--max-restarts=1"]
-    launcher += [f"--master_port={find_free_port()}", "--", str(ROOT / "main.py"), "--device", "cpu"]
-    process = subprocess.Popen(
-        [*launcher, *command(tmp_path, "restarted")],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0.01"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    read_until(process, r"step 0: (\d{2})/90")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    code, rest = finish(process)
-    assert code == 0, rest
-    folder = tmp_path / "runs" / "restarted"
-    assert "goes on after" in (folder / "log.txt").read_text()
-    assert outcome(folder) == outcome(two_ranks)
+    arguments = command(tmp_path, "launched", "data.num_workers=1", "save_every=2")
+    killed = Strike(TRAINING, 4, signal.SIGKILL, tmp_path / "killed", rank=1)
+    told = Strike(TRAINING, 7, signal.SIGTERM, tmp_path / "told", "launcher")
+    fork_launcher(find_free_port(), arguments, killed, told).end()
+    log = tmp_path / "runs" / "launched" / "log.txt"
+    assert "step 0: goes on after 2 iterations" in log.read_text()
+    assert "SIGTERM: step 0 was saved after 9 iterations" in log.read_text()
+    # Each node counts its restarts for itself: were that the name of where ranks meet, they would wait out the timeout.
+    arguments += ["--set", "distributed.timeout=1000"]
+    killed = Strike(TRAINING, 3, signal.SIGKILL, tmp_path / "on_one_node", rank=1)
+    port = find_free_port()
+    nodes = [fork_launcher(port, arguments, killed, nodes=2) for _ in range(2)]
+    ends = [node.end() for node in nodes]
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "step 0: goes on after 10 iterations" in log.read_text()
+    assert outcome(log.parent) == outcome(two_ranks)

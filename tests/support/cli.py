@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -122,40 +121,3 @@ def find_free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
-
-
-def start_main(
-    *arguments: str | Path, rank: int = 0, ranks: int = 1, port: int = 0
-) -> subprocess.Popen[bytes]:
-    """Start main.py on the CPU without waiting, as one of `ranks` processes that meet at `port`; stderr is piped."""
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    # What is read of stderr tells at once how far it is.
-    environment |= {"OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0.01"}
-    if ranks > 1:
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-        environment |= {name: str(value) for name, value in place.items()}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), "--device", "cpu", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
-def read_until(process: subprocess.Popen[bytes], pattern: str) -> str:
-    """Read what a process writes to stderr until it matches; fails where it ends before."""
-    assert process.stderr is not None
-    text = ""
-    while not re.search(pattern, text):
-        chunk = os.read(process.stderr.fileno(), 65536)
-        assert chunk, f"ended before {pattern!r}: {text[-2000:]}"
-        text += chunk.decode()
-    return text
-
-
-def finish(process: subprocess.Popen[bytes], seconds: float = 120) -> tuple[int, str]:
-    """Wait for a process; return its exit code and the rest of its stderr."""
-    _, rest = process.communicate(timeout=seconds)
-    return process.returncode, rest.decode()

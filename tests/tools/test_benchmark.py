@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from tests.support.cli import LAUNCHER_VARIABLES, ROOT
+from tests.support.training import WORKER, tiny
+from tools.bench.iteration import Iteration
 from tools.bench.measure import live_bytes, medians, peak_mib
 from tools.bench.rows import ROWS
 from tools.bench.setup import Row
@@ -111,3 +113,11 @@ def test_peak_memory_is_that_of_the_action() -> None:
     if peak is None:
         pytest.skip("this system does not say how much memory a process has taken")
     assert 63 <= peak <= 80
+
+
+def test_an_iteration_of_a_method_begins_with_what_it_measures_of_the_batch(tmp_path: Path) -> None:
+    iteration = Iteration(tiny(tmp_path, "a", "method=plop"), [3, 2], WORKER)
+    assert iteration.learner.method.state["thresholds"].shape == (3,)
+    iteration.run()
+    with pytest.raises(ValueError, match=r"method\.name: ridge trains no network"):
+        Iteration(tiny(tmp_path, "a", "method=ridge", "model.pretrained=true"), [3, 2], WORKER)

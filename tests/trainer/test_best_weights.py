@@ -50,13 +50,13 @@ def test_the_best_weights_and_the_state_with_them_are_those_of_the_first_highest
     assert (learner.model.pixel_mean.item(), learner.method.state["epoch"].item()) == (1, 1)
 
 
-def test_without_any_score_the_first_epoch_is_kept() -> None:
+def test_without_any_score_the_last_epoch_is_kept() -> None:
     best, learner = BestWeights(lambda _: None), make_learner()
     for epoch in range(2):
         learner.model.pixel_mean.fill_(epoch)
         best.consider(learner, epoch)
     best.restore(learner)
-    assert (best.epoch, learner.model.pixel_mean.item()) == (0, 0)
+    assert (best.epoch, best.best, learner.model.pixel_mean.item()) == (1, None, 1)
 
 
 KINDS = {
@@ -105,3 +105,17 @@ def test_looking_at_the_epochs_leaves_the_training_as_it_is(tmp_path: Path) -> N
 def test_best_holdout_without_held_out_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"checkpoint: best_holdout needs .* val_fraction"):
         tiny(tmp_path, "x", "checkpoint=best_holdout")
+
+
+def test_a_step_whose_epochs_have_no_score_ends_with_the_last_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unscored = {"classes": [], "miou": None, "num_images": 3}
+    monkeypatch.setattr("trainer.best_weights.score_on_holdout", lambda *_: unscored)
+    for name in ("write_plots", "draw_report"):
+        monkeypatch.setattr(f"trainer.run.{name}", lambda *_: None)
+    fields = ("val_fraction=0.25", "checkpoint=best_holdout", "method=finetune", "train.num_epochs=2")
+    config = tiny(tmp_path, "unscored", *fields, "logging.num_panels=0")
+    steps = train(config)["steps"]
+    assert [step["checkpoint"] for step in steps] == [{"by": "best_holdout", "epoch": 1, "score": None}] * 2
+    assert (config.run_dir / "log.txt").read_text().count("the last epoch was taken") == 2

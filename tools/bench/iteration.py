@@ -1,10 +1,13 @@
 """One iteration of training on a random batch, and its floor: the network passes that any implementation needs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
+from torch import Tensor
 
-from methods import method_of_step
+from methods import Output, method_of_step
+from models import SegmentationModel
 from tools.bench.inputs import random_labels
 from tools.bench.measure import Action, medians, peak_mib
 from tools.bench.setup import CPU, Setup
@@ -16,6 +19,34 @@ from trainer.network import Network, make_parts
 from trainer.optim import build_optimizer, freeze_batch_norm
 from trainer.step import move, update, use_channels_last
 from utils.distributed import Worker
+
+
+class OneBatch:
+    """The looks of a step whose only images are one batch, with what the old model says of them."""
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, config: Config, worker: Worker, old_model: SegmentationModel
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.config = config
+        self.device = worker.device
+        self.sum = worker.sum
+        self.old_model = old_model
+        self.class_names = tuple(map(str, range(256)))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Output]]:
+        with torch.no_grad(), autocast(self.config.train.amp, self.device):
+            yield self.images, self.labels, cast(Output, self.old_model(self.images))
+
+    def batches(self, num_epochs: int) -> Iterator[tuple[float, list[tuple[Tensor, Tensor]]]]:
+        yield 0.0, [(self.images, self.labels)]
+
+    def whole_images(self, of_base_step: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(self.images.split(1), self.labels.split(1), strict=True)
+
+    def say(self, text: str) -> None:
+        """Tell nobody: what is measured is told in rows."""
 
 
 class Iteration:
@@ -34,6 +65,10 @@ class Iteration:
         if train.freeze_bn:
             freeze_batch_norm(model)
         method = method_of_step(config.method, num_old, num_classes[-1])
+        if not method.trains:
+            raise ValueError(
+                f"method.name: {config.method.name} trains no network, so it has no iteration to measure"
+            )
         method.modules = make_parts(method, config).to(device)
         network = Network(model, method.modules)
         if train.channels_last:
@@ -47,6 +82,8 @@ class Iteration:
         images = torch.randint(0, 256, (shape[0], 3, *shape[1:]), dtype=torch.uint8)
         labels = random_labels(shape, num_old, num_classes[-1], CPU).byte()
         self.batch = move((images, labels), device, train.channels_last)
+        method.model = model
+        method.begin_step(model, OneBatch(*self.batch, config, worker, old_model))
         self.gradient = torch.randn(1, device=device)
 
     def run(self) -> None:

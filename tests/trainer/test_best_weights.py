@@ -110,7 +110,7 @@ def test_best_holdout_without_held_out_images_is_refused(tmp_path: Path) -> None
 def test_a_step_whose_epochs_have_no_score_ends_with_the_last_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unscored = {"classes": [], "miou": None, "num_images": 3}
+    unscored: dict[str, object] = {"classes": [], "miou": None, "num_images": 3}
     monkeypatch.setattr("trainer.best_weights.score_on_holdout", lambda *_: unscored)
     for name in ("write_plots", "draw_report"):
         monkeypatch.setattr(f"trainer.run.{name}", lambda *_: None)

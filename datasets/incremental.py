@@ -52,17 +52,16 @@ def training_table(task: Task, step: Step, train_on: str) -> Table:
     return table
 
 
-def evaluation_table(task: Task, step: Step, future: str, background_is_void: bool) -> Table:
+def evaluation_table(task: Task, step: Step, future: str, background: int = 0) -> Table:
     """Table (256,) uint8 from data set ids to evaluation labels: seen classes keep their contiguous ids.
 
-    Classes not yet learned become 255 (future='ignore') or 0 ('background'); data set id 0 becomes 255 where
-    it is void (ADE20K).
+    Classes not yet learned become 255 (future='ignore') or 0 ('background'). background: what data set id 0 becomes:
+    0, 255 where it is void, or another label that tells it from classes that count as background.
     """
     table = task.remap_table()
     is_future = (table >= step.num_classes) & (table != IGNORE_INDEX)
     table[is_future] = IGNORE_INDEX if future == "ignore" else 0
-    if background_is_void:
-        table[0] = IGNORE_INDEX
+    table[0] = background
     return table
 
 

@@ -52,6 +52,7 @@ def evaluate_model(
         step_index=step.index,
         new_class_names=evaluation.task.new_class_names(step),
         iou_history=[validation.iou],
+        iou_of=validation.iou_of,
         class_names_seen=info.class_names,
         num_old=step.num_old,
         num_new=step.num_new,

@@ -169,6 +169,9 @@ class EvaluateConfig(Section):
     """Test-time augmentation: average the probabilities over the image at these scales, 1 being as `mode` has it."""
     future: Literal["ignore", "background"] = "ignore"
     """What pixels of classes not yet learned count as."""
+    void_background: bool | None = None
+    """Ignore pixels that the data set labels 0 (MiB on ADE20K), or let them count as background (PLOP, SSUL, DKD). null
+    is as the data set has it: ADE20K ignores them. The lines `groups` of results.json do not depend on it."""
     labelled: Literal["all"] | list[str] | None = None
     """Classes that the validation masks label: `all`, or names; null takes those that a validation mask shows in data
     whose files name the classes (`folder`), all elsewhere. Others have no IoU, and background that the model takes for

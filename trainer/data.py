@@ -58,8 +58,15 @@ def make_task(config: Config, classes: Sequence[str]) -> Task:
     if is_domain_task(config.task):
         if config.class_order is not None:
             raise ValueError("class_order: a task of domains knows every class from step 0 on; leave it out")
-        return build_domain_task(str(config.task), classes, DATASETS[config.data.name].domains)
-    return build_task(config.task, classes, resolve_class_order(config))
+        task = build_domain_task(str(config.task), classes, DATASETS[config.data.name].domains)
+    else:
+        task = build_task(config.task, classes, resolve_class_order(config))
+    if config.evaluate.void_background and len(task.class_names) == IGNORE_INDEX:
+        raise ValueError(
+            "evaluate.void_background: takes a label of its own, and the task's 255 classes, background among them, "
+            "leave none of 8 bits; set it to false, or leave a class out"
+        )
+    return task
 
 
 def resolve_class_order(config: Config) -> list[int] | None:

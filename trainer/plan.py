@@ -13,7 +13,7 @@ from datasets.incremental import ValidationDataset, evaluation_table, select_tra
 from datasets.rare import repeat_images
 from datasets.selection import SETTINGS, select_images, split_holdout
 from datasets.source import SegmentationDataset
-from datasets.tasks import Step, Task
+from datasets.tasks import IGNORE_INDEX, Step, Task
 from methods import method_of_step
 from trainer.checkpoint import checkpoint_path, new_model
 from trainer.checks import (
@@ -73,10 +73,20 @@ class Evaluation:
         """The classes that no validation mask labels."""
         return frozenset.intersection(*(part.unlabelled for part in self.parts))
 
-    def dataset(self, image_ids: Sequence[str], step: Step) -> ValidationDataset:
-        """Return validation images, labelled for a step."""
+    @property
+    def voids_background(self) -> bool:
+        """Whether pixels of the data set's id 0 are ignored."""
+        chosen = self.config.evaluate.void_background
+        return self.val.background_is_void if chosen is None else chosen
+
+    def dataset(
+        self, image_ids: Sequence[str], step: Step, background: int | None = None
+    ) -> ValidationDataset:
+        """Return validation images, labelled for a step; background: label of the data set's id 0, None as scored."""
         config = self.config
-        table = evaluation_table(self.task, step, config.evaluate.future, self.val.background_is_void)
+        if background is None:
+            background = IGNORE_INDEX if self.voids_background else 0
+        table = evaluation_table(self.task, step, config.evaluate.future, background)
         return ValidationDataset(self.val, image_ids, table, evaluate_transform(config))
 
     def so_far(self, step: Step) -> "Evaluation":

@@ -162,6 +162,7 @@ def assess(session: Session, step: Step, entries: Sequence[Mapping[str, Any]]) -
         step_index=step.index,
         new_class_names=plan.task.new_class_names(step),
         iou_history=[*map(iou_vector, entries), validation.iou],
+        iou_of=validation.iou_of,
         class_names_seen=class_names,
         num_old=step.num_old,
         num_new=step.num_new,

@@ -1,5 +1,6 @@
 """The validation of a step: the confusion matrix over all validation images, and scores on held-out ones."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,32 +19,76 @@ from trainer.plan import Evaluation, Plan
 from utils.console import progress_bar
 from utils.distributed import Worker
 from utils.loading import ReadAhead
-from utils.metrics import iou_of_labelled, iou_per_class, leave_out_unlabelled, mean_iou
+from utils.metrics import CONVENTIONS, iou_of_labelled, iou_per_class, leave_out_unlabelled, mean_iou
 
 
 class Validation(NamedTuple):
     """Pixel counts (K,K) of all validation images as far as classes are labelled, IoU (K,) of every class, nan where
-    there is none, and the images that could not be read."""
+    there is none, the images that could not be read, and the IoUs as the conventions of papers have background count.
+    """
 
     confusion: npt.NDArray[np.int64]
     iou: npt.NDArray[np.float64]
     unreadable: Unreadable
+    iou_of: dict[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixel counts (K,K), and whether background can occur in the labels."""
+
+    confusion: npt.NDArray[np.int64]
+    shows_background: bool
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.confusion + other.confusion, self.shows_background or other.shows_background)
 
 
 def validate(evaluation: Evaluation, step: Step, model: SegmentationModel, worker: Worker) -> Validation:
     """Evaluate a model on all validation images; raises DataError as `data.on_error` says."""
     config, where = evaluation.config, f"evaluation of step {step.index}"
     unreadable = Unreadable(config.data.on_error, config.data.max_skipped, len(evaluation.image_ids), where)
-    confusion = np.zeros((step.num_classes, step.num_classes), np.int64)
-    shows_background = False
+    nothing = Counts(np.zeros((step.num_classes, step.num_classes), np.int64), False)
+    scored, void, counted = nothing, nothing, nothing
     for part in evaluation.parts:
-        dataset = part.dataset(part.val.ids[worker.rank :: worker.world_size], step)
-        counts = evaluate(model, dataset, step.num_classes, config, worker, unreadable, where)
-        confusion += leave_out_unlabelled(counts, part.unlabelled.intersection(step.seen_classes))
-        shows_background |= dataset.shows_background
-    iou = iou_per_class(confusion, shows_background)
+        where_void, where_counted = count_pixels(part, step, model, worker, unreadable, where)
+        scored += where_void if part.voids_background else where_counted
+        void += where_void if part.val.background_is_void else where_counted
+        counted += where_counted
     unlabelled = evaluation.without_label.intersection(step.seen_classes)
-    return Validation(confusion, iou_of_labelled(iou, unlabelled), unreadable)
+
+    def iou(counts: Counts) -> npt.NDArray[np.float64]:
+        return iou_of_labelled(iou_per_class(counts.confusion, counts.shows_background), unlabelled)
+
+    of_conventions = {
+        name: iou(void if convention.may_void else counted) for name, convention in CONVENTIONS.items()
+    }
+    return Validation(scored.confusion, iou(scored), unreadable, of_conventions)
+
+
+def count_pixels(
+    part: Evaluation, step: Step, model: SegmentationModel, worker: Worker, unreadable: Unreadable, where: str
+) -> tuple[Counts, Counts]:
+    """Return the pixels of all ranks, without those of the data set's id 0 and with them as background.
+
+    Both are the same where nothing asks for the first.
+    """
+    known = step.num_classes
+    # Classes that a task leaves out are background, too: a label of its own keeps id 0 apart from them.
+    apart = part.voids_background or part.val.background_is_void
+    dataset = part.dataset(
+        part.val.ids[worker.rank :: worker.world_size], step, background=known if apart else 0
+    )
+    counts = evaluate(model, dataset, known + apart, part.config, worker, unreadable, where)
+    void, counted = counts[:known, :known], counts[:known, :known].copy()
+    counted[0] += counts[known:, :known].sum(axis=0)
+    unlabelled = part.unlabelled.intersection(step.seen_classes)
+    return (
+        Counts(leave_out_unlabelled(void, unlabelled), dataset.shows_background),
+        Counts(
+            leave_out_unlabelled(counted, unlabelled), dataset.shows_background or 0 in part.val.label_ids
+        ),
+    )
 
 
 def score_on_holdout(plan: Plan, step: Step, model: SegmentationModel, worker: Worker) -> dict[str, Any]:

@@ -11,8 +11,27 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-CONVENTIONS = {"mib": (1, 1), "plop": (0, 0), "mbs": (0, 1)}
-"""How papers count background: the first class id of `all`, and that of old, new, base and incremental."""
+
+class Convention(NamedTuple):
+    """How a line of papers counts background and classes without any hit.
+
+    first_of_all: the first class id of `all`; first: that of old, new, base and incremental. may_void: whether pixels
+    of background are void where the data set says so (ADE20K), or always count. drops_zero: whether `all` leaves out
+    classes whose IoU is exactly 0.
+    """
+
+    first_of_all: int
+    first: int
+    may_void: bool = False
+    drops_zero: bool = False
+
+
+CONVENTIONS = {
+    "mib": Convention(1, 1, may_void=True),
+    "plop": Convention(0, 0),
+    "mbs": Convention(0, 1, drops_zero=True),
+}
+"""As the released codes of MiB, of PLOP, SSUL and DKD, and of MBS have it."""
 
 
 def iou_per_class(confusion: npt.NDArray[np.int64], background_evaluated: bool = True) -> FloatArray:
@@ -153,14 +172,23 @@ def class_groups(convention: str, num_old: int, num_base: int, num_classes: int)
 
     `num_old`, `num_base` and `num_classes` count background. At step 0, where old is empty, background is new.
     """
-    first_of_all, first = CONVENTIONS[convention]
+    first = CONVENTIONS[convention].first
     return {
-        "all": range(first_of_all, num_classes),
+        "all": range(CONVENTIONS[convention].first_of_all, num_classes),
         "old": range(first, num_old),
         "new": range(max(first, num_old), num_classes),
         "base": range(first, num_base),
         "incremental": range(num_base, num_classes),
     }
+
+
+def averaged_classes(convention: str, group: str, iou: FloatArray, class_ids: Iterable[int]) -> list[int]:
+    """Return which classes of a group (of `class_groups`) a convention averages, given all IoUs (K,).
+
+    They are those that have an IoU; for some conventions, in `all`, those above 0.
+    """
+    drops_zero = CONVENTIONS[convention].drops_zero and group == "all"
+    return [c for c in class_ids if not np.isnan(iou[c]) and not (drops_zero and iou[c] == 0)]
 
 
 def step_scores(

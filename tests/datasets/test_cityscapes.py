@@ -146,7 +146,7 @@ def test_background_is_what_a_step_does_not_label_and_nothing_in_the_end() -> No
     assert training_table(task, base, "step")[ids].tolist() == [*range(1, 15), 0, 0, 0, 0, 0]
     assert training_table(task, truck, "step")[ids].tolist() == [0] * 14 + [15] + [0] * 4
     assert training_table(task, last, "seen")[ids].tolist() == [*ids]  # joint: no pixel is background
-    assert evaluation_table(task, truck, "ignore", background_is_void=False)[ids].tolist() == [
+    assert evaluation_table(task, truck, "ignore")[ids].tolist() == [
         *range(1, 16),
         *[255] * 4,
     ]
@@ -159,9 +159,7 @@ def test_background_can_occur_in_evaluation_only_where_classes_are_left_out_or_f
 
     def shows_background(task: Any, future: str) -> bool:
         step = build_task(task, cityscapes.CLASSES).steps[0]
-        table = evaluation_table(
-            build_task(task, cityscapes.CLASSES), step, future, source.background_is_void
-        )
+        table = evaluation_table(build_task(task, cityscapes.CLASSES), step, future)
         return ValidationDataset(source, source.ids, table, EvaluateTransform(8, "whole")).shows_background
 
     assert not shows_background("14-1", "ignore")

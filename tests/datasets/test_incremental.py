@@ -79,30 +79,31 @@ def test_training_labels_by_hand(step: int, train_on: str, expected: list[int]) 
 
 
 @pytest.mark.parametrize(
-    ("step", "future", "is_void", "expected"),
+    ("step", "future", "background", "expected"),
     [
-        (0, "ignore", False, [0, 2, 255, 1, 255, 255]),
-        (1, "ignore", False, [0, 2, 255, 1, 3, 255]),
-        (2, "ignore", False, [0, 2, 4, 1, 3, 255]),
-        (0, "background", False, [0, 2, 0, 1, 0, 255]),
-        (1, "background", False, [0, 2, 0, 1, 3, 255]),
-        (1, "ignore", True, [255, 2, 255, 1, 3, 255]),
-        (1, "background", True, [255, 2, 0, 1, 3, 255]),
+        (0, "ignore", 0, [0, 2, 255, 1, 255, 255]),
+        (1, "ignore", 0, [0, 2, 255, 1, 3, 255]),
+        (2, "ignore", 0, [0, 2, 4, 1, 3, 255]),
+        (0, "background", 0, [0, 2, 0, 1, 0, 255]),
+        (1, "background", 0, [0, 2, 0, 1, 3, 255]),
+        (1, "ignore", 255, [255, 2, 255, 1, 3, 255]),
+        (1, "background", 255, [255, 2, 0, 1, 3, 255]),
+        (1, "background", 4, [4, 2, 0, 1, 3, 255]),
     ],
 )
-def test_evaluation_labels_by_hand(step: int, future: str, is_void: bool, expected: list[int]) -> None:
-    table = evaluation_table(TASK, TASK.steps[step], future, background_is_void=is_void)
+def test_evaluation_labels_by_hand(step: int, future: str, background: int, expected: list[int]) -> None:
+    table = evaluation_table(TASK, TASK.steps[step], future, background)
     assert entries(table, 0, 1, 2, 3, 4, 255) == expected
 
 
-@pytest.mark.parametrize("is_void", [False, True])
-def test_classes_outside_a_subset_task_are_background_everywhere(is_void: bool) -> None:
+@pytest.mark.parametrize("background", [0, 255])
+def test_classes_outside_a_subset_task_are_background_everywhere(background: int) -> None:
     first, second = SUBSET.steps
     assert entries(training_table(SUBSET, first, "step"), 0, 1, 2, 3, 4) == [0, 0, 0, 0, 1]
     assert entries(training_table(SUBSET, second, "step"), 0, 1, 2, 3, 4) == [0, 0, 2, 0, 0]
     assert entries(training_table(SUBSET, second, "seen"), 0, 1, 2, 3, 4) == [0, 0, 2, 0, 1]
-    assert entries(evaluation_table(SUBSET, first, "ignore", is_void), 1, 2, 3, 4) == [0, 255, 0, 1]
-    assert entries(evaluation_table(SUBSET, second, "ignore", is_void), 1, 2, 3, 4) == [0, 2, 0, 1]
+    assert entries(evaluation_table(SUBSET, first, "ignore", background), 1, 2, 3, 4) == [0, 255, 0, 1]
+    assert entries(evaluation_table(SUBSET, second, "ignore", background), 1, 2, 3, 4) == [0, 2, 0, 1]
 
 
 def test_a_permuted_class_order_permutes_the_labels_alike() -> None:

@@ -46,6 +46,22 @@ def test_a_run_s_figures_are_those_of_each_row_s_way_of_counting(
     assert [mib["here"][group]["mean"] for group in ("base", "incremental")] == pytest.approx([70, 30])
 
 
+def test_rows_that_count_pixels_which_the_run_left_out_get_the_figures_with_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_finished_run(tmp_path / "run", HITS)
+    results = json.loads((run / "results.json").read_text())
+    last = results["steps"][-1]
+    with_them = {name: iou / 2 for name, iou in last["per_class_iou"].items()}
+    last["per_class_iou_of"] = {"plop": with_them, "mbs": with_them}
+    (run / "results.json").write_text(json.dumps(results))
+    content = compare(capsys, run)
+    (plop,), (mib,) = rows_of(content, "PLOP", "2011.11390"), rows_of(content, "MiB", "2002.00718")
+    assert plop["here"]["all"]["mean"] == pytest.approx((20 * WITHOUT + BACKGROUND) / 21 / 2)
+    assert plop["here"]["incremental"]["mean"] == pytest.approx(15)
+    assert mib["here"]["all"]["mean"] == pytest.approx(WITHOUT)
+
+
 def test_a_row_of_unknown_counting_gets_both_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -184,15 +184,15 @@ def test_images_at_their_own_size_share_a_pass_as_far_as_a_batch_of_crops_has_pi
 
 @pytest.mark.parametrize("mode", ["whole", "sliding"])
 @pytest.mark.parametrize(
-    ("future", "void", "expected"),
+    ("future", "background", "expected"),
     [
-        ("ignore", False, {0: 0, 3: 1, 1: 2, 2: 3, 4: 255, 255: 255}),
-        ("background", False, {0: 0, 3: 1, 1: 2, 2: 3, 4: 0, 255: 255}),
-        ("ignore", True, {0: 255, 3: 1, 1: 2, 2: 3, 4: 255, 255: 255}),
+        ("ignore", 0, {0: 0, 3: 1, 1: 2, 2: 3, 4: 255, 255: 255}),
+        ("background", 0, {0: 0, 3: 1, 1: 2, 2: 3, 4: 0, 255: 255}),
+        ("ignore", 255, {0: 255, 3: 1, 1: 2, 2: 3, 4: 255, 255: 255}),
     ],
 )
 def test_classes_to_come_and_a_void_background(
-    tmp_path: Path, mode: str, future: str, void: bool, expected: dict[int, int]
+    tmp_path: Path, mode: str, future: str, background: int, expected: dict[int, int]
 ) -> None:
     task = build_task("2-1", ["other", "a", "b", "c", "d"], [0, 3, 1, 2, 4])
     rng = np.random.default_rng(1)
@@ -203,7 +203,7 @@ def test_classes_to_come_and_a_void_background(
         )
         for i, size in enumerate([(12, 20), (16, 12), (12, 20)])
     }
-    table = evaluation_table(task, task.steps[1], future, background_is_void=void)
+    table = evaluation_table(task, task.steps[1], future, background)
     matrix = confusion_of(samples, make_config(tmp_path, mode, 3, "evaluate.flip=true"), table=table)
     labels = [np.vectorize(expected.__getitem__)(label).astype(np.uint8) for _, label in samples.values()]
     pairs = [(prediction, label) for (prediction, _), label in zip(samples.values(), labels, strict=True)]

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from datasets import DATASETS
-from tools.published.counting import Figure, count_as, describe_counting, last_iou
+from tools.published.counting import Figure, Ious, count_as, describe_counting, ious_of
 from tools.published.protocol import Difference, find_differences, nearness
 from tools.published.registry import Recipe, Row, is_method, recipe_of
 from tools.summary.groups import mixed_fields
@@ -32,13 +31,13 @@ class Match:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs that differ in the seed only, and the published rows beside them; ious: (K,) of each run, last step."""
+    """Runs that differ in the seed only, and the published rows beside them; ious: of each run."""
 
     runs: list[Run]
     dataset: str
     task: str
     setting: str
-    ious: list[npt.NDArray[np.float64]]
+    ious: list[Ious]
     num_base: int
     matches: list[Match]
 
@@ -79,14 +78,14 @@ def compare(
     """
     run = runs[0]
     dataset, task, setting = place_of(run)
-    ious = [last_iou(run) for run in runs]
+    ious = [ious_of(run) for run in runs]
     first = run.results["steps"][0]["per_class_iou"]
     found = [row for row in rows_of(run, rows) if method is None or is_method(row, method)]
     matches = [
         Match(
             row,
             count_as(row, ious, len(first)),
-            describe_counting(row, not np.isnan(ious[0][0])),
+            describe_counting(row, not np.isnan(ious[0]["plop"][0])),
             find_differences(run, row, recipe_of(row, recipes)),
         )
         for row in found

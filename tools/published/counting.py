@@ -9,8 +9,11 @@ import numpy.typing as npt
 
 from tools.published.registry import GROUPS, Row
 from tools.summary.runs import Run
-from utils.metrics import iou_per_class, mean_iou
+from utils.metrics import CONVENTIONS, iou_per_class, mean_iou
 from utils.report.run_files import load_confusion
+
+Ious = Mapping[str, npt.NDArray[np.float64]]
+"""IoUs (K,) of a run's last step, by convention of `utils.metrics.CONVENTIONS`."""
 
 
 class Figure(NamedTuple):
@@ -33,35 +36,47 @@ def last_iou(run: Run) -> npt.NDArray[np.float64]:
     where the two have other classes, OSError where the matrix cannot be read.
     """
     step = run.results["steps"][-1]
-    stored = list(step["per_class_iou"].values())
+    stored = _vector(step["per_class_iou"])
     folder = Path(run.source)
     if not folder.is_dir():
-        return np.array([np.nan if iou is None else iou for iou in stored])
+        return stored
     confusion = load_confusion(folder, step["step"])
     if len(confusion) != len(stored):
         raise ValueError(
             f"{folder}: confusion/step_{step['step']}.csv has {len(confusion)} classes, results.json {len(stored)}; "
             "evaluate the run again"
         )
-    return iou_per_class(confusion, background_evaluated=stored[0] is not None)
+    return iou_per_class(confusion, background_evaluated=not np.isnan(stored[0]))
 
 
-def count_as(row: Row, ious: Sequence[npt.NDArray[np.float64]], num_base: int) -> dict[str, Figure | None]:
-    """Return base, incremental and all of the runs' IoUs, each (K,), as a row counts them: the mean over the runs.
+def ious_of(run: Run) -> Ious:
+    """Return the IoUs after the last step as each convention has background count; raises as `last_iou` does."""
+    iou = last_iou(run)
+    others = run.results["steps"][-1].get("per_class_iou_of", {})
+    return {name: _vector(others[name]) if name in others else iou for name in CONVENTIONS}
+
+
+def _vector(per_class: Mapping[str, float | None]) -> npt.NDArray[np.float64]:
+    return np.array([np.nan if iou is None else iou for iou in per_class.values()])
+
+
+def count_as(row: Row, ious: Sequence[Ious], num_base: int) -> dict[str, Figure | None]:
+    """Return base, incremental and all of the runs' IoUs as a row counts them: the mean over the runs.
 
     num_base: classes of step 0, background among them. None for a group without any IoU.
     """
     return {group: _count_group(row, ious, num_base, group) for group in GROUPS}
 
 
-def _count_group(
-    row: Row, ious: Sequence[npt.NDArray[np.float64]], num_base: int, group: str
-) -> Figure | None:
+def _count_group(row: Row, ious: Sequence[Ious], num_base: int, group: str) -> Figure | None:
     answer = row.background.get(group, "no")  # background is in no later group
     firsts = {"yes": (0,), "no": (1,), "unknown": (0, 1)}[answer]
     values, deviation = [], None
     for first in firsts:
-        scores = [_mean(row, iou, _classes(group, first, num_base, len(iou)), group) for iou in ious]
+        # Who counts background in `all` lets its pixels count everywhere.
+        convention = "plop" if first == 0 or row.background.get("all") == "yes" else "mib"
+        vectors = [of_run[convention] for of_run in ious]
+        scores = [_mean(row, iou, _classes(group, first, num_base, len(iou)), group) for iou in vectors]
         if any(score is None for score in scores):
             return None
         known = [100 * score for score in scores if score is not None]

@@ -63,8 +63,9 @@ def name_near(points: Sequence[tuple[float, str]], apart: float = 1.3) -> list[t
 
 def _draw_runs(axes: mpl.axes.Axes, comparison: Comparison, x: float, colour: str) -> None:
     """Draw every run twice, with background and without."""
-    for first, fill in ((0, "full"), (1, "none")):
-        values = [mean_iou(iou, range(first, len(iou))) for iou in comparison.ious]
+    for first, convention, fill in ((0, "plop", "full"), (1, "mib", "none")):
+        vectors = [ious[convention] for ious in comparison.ious]
+        values = [mean_iou(iou, range(first, len(iou))) for iou in vectors]
         known = [100 * value for value in values if value is not None]
         label = comparison.title if first == 0 else None
         axes.plot([x] * len(known), known, "s", color=colour, fillstyle=fill, markersize=6, label=label)

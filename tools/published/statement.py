@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from tools.published.comparison import Comparison
-from utils.metrics import CONVENTIONS, class_groups, mean_iou
+from utils.metrics import CONVENTIONS, averaged_classes, class_groups, mean_iou
 
 COUNTINGS = {
     "mib": "background counts nowhere",
     "plop": "background counts in base and all",
-    "mbs": "background counts in all only",
+    "mbs": "background counts in all only, classes of IoU 0 do not",
 }
 _GROUPS = ("base", "incremental", "all")
 
@@ -98,9 +98,10 @@ def _figures(comparison: Comparison, convention: str) -> str:
     num_base, cells = comparison.num_base, []
     for group in _GROUPS:
         values = []
-        for iou in comparison.ious:
+        for ious in comparison.ious:
+            iou = ious[convention]
             ids = class_groups(convention, num_base, num_base, len(iou))[group]
-            values.append(mean_iou(iou, ids))
+            values.append(mean_iou(iou, averaged_classes(convention, group, iou, ids)))
         known = [100 * value for value in values if value is not None]
         if len(known) < len(values):
             cells.append("–")

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from utils.metrics import CONVENTIONS, FloatArray, class_groups, mean_iou, step_scores
+from utils.metrics import (
+    CONVENTIONS,
+    FloatArray,
+    averaged_classes,
+    class_groups,
+    mean_iou,
+    step_scores,
+)
 
 # Score of the results → its heading in tables.
 GROUPS = {
@@ -29,6 +36,7 @@ def make_step_entry(
     step_index: int,
     new_class_names: Sequence[str],
     iou_history: Sequence[FloatArray],
+    iou_of: Mapping[str, FloatArray] | None = None,
     class_names_seen: Sequence[str],
     num_old: int,
     num_new: int,
@@ -39,8 +47,9 @@ def make_step_entry(
 ) -> dict[str, Any]:
     """One entry of `steps` in results.json, ready for JSON: names instead of ids, None instead of nan.
 
-    `class_names_seen` names the K entries of `iou_history[-1]`; the counts include background (see `step_scores`);
-    `seconds` is training only. Raises ValueError where the lengths differ or a name appears twice.
+    `class_names_seen` names the K entries of `iou_history[-1]`; `iou_of` holds the IoUs by convention of `groups`,
+    None where all are those; the counts include background (see `step_scores`); `seconds` is training only. Raises
+    ValueError where the lengths differ or a name appears twice.
     """
     iou = iou_history[-1]
     if len(class_names_seen) != len(iou) or len(set(class_names_seen)) != len(iou):
@@ -50,38 +59,49 @@ def make_step_entry(
         )
     scores = step_scores(iou_history, num_old, num_new, num_base)
     without_background = scores.pop("without_background")
+    iou_of = {name: iou if iou_of is None else iou_of[name] for name in CONVENTIONS}
+    others = {
+        name: _by_name(class_names_seen, values)
+        for name, values in iou_of.items()
+        if not np.array_equal(values, iou, equal_nan=True)
+    }
     return {
         "step": step_index,
         "new_classes": list(new_class_names),
         **scores,
-        "per_class_iou": {
-            name: None if np.isnan(value) else float(value)
-            for name, value in zip(class_names_seen, iou, strict=True)
-        },
+        "per_class_iou": _by_name(class_names_seen, iou),
         "without_background": without_background,
         "groups": {
             convention: _group_entries(
-                iou, class_names_seen, class_groups(convention, num_old, num_base, len(iou))
+                convention, values, class_names_seen, class_groups(convention, num_old, num_base, len(iou))
             )
-            for convention in CONVENTIONS
+            for convention, values in iou_of.items()
         },
+        **({"per_class_iou_of": others} if others else {}),
         "num_train_images": num_train_images,
         "num_val_images": num_val_images,
         "seconds": round(float(seconds), 1),
     }
 
 
-def _group_entries(
-    iou: FloatArray, class_names: Sequence[str], groups: Mapping[str, range]
-) -> dict[str, dict[str, Any]]:
-    """For every group the names of the classes that have an IoU, and their mean (None without any)."""
+def _by_name(class_names: Sequence[str], iou: FloatArray) -> dict[str, float | None]:
     return {
-        group: {
-            "classes": [class_names[c] for c in class_ids if not np.isnan(iou[c])],
-            "miou": mean_iou(iou, class_ids),
-        }
-        for group, class_ids in groups.items()
+        name: None if np.isnan(value) else float(value) for name, value in zip(class_names, iou, strict=True)
     }
+
+
+def _group_entries(
+    convention: str, iou: FloatArray, class_names: Sequence[str], groups: Mapping[str, range]
+) -> dict[str, dict[str, Any]]:
+    """For every group the names of the classes that are averaged, and their mean (None without any)."""
+    entries = {}
+    for group, class_ids in groups.items():
+        averaged = averaged_classes(convention, group, iou, class_ids)
+        entries[group] = {
+            "classes": [class_names[c] for c in averaged],
+            "miou": mean_iou(iou, averaged),
+        }
+    return entries
 
 
 def build_results(

@@ -76,8 +76,8 @@ def format_markdown(results: Mapping[str, Any]) -> str:
             ],
         ),
         "## Groups as papers count them",
-        f"{' / '.join(CONVENTIONS)}: mib leaves background out, plop counts it as the first table does, "
-        "mbs counts it in all only.",
+        f"{' / '.join(CONVENTIONS)}: mib leaves background out; plop counts it in all, base and old; mbs counts it in "
+        "all only, and leaves classes of IoU 0 out of all. For both, ADE20K's unlabelled pixels are background.",
         _markdown_table(
             ["step", *_MIOU_GROUPS],
             [[str(step["step"]), *(_by_convention(step, group) for group in _MIOU_GROUPS)] for step in steps],

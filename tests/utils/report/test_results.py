@@ -52,6 +52,41 @@ def test_groups_tell_old_from_base_and_leave_out_a_background_that_is_void() -> 
     assert groups == dict.fromkeys(["mib", "plop", "mbs"], expected)
 
 
+def test_the_line_of_mbs_leaves_classes_without_a_hit_out_of_all_and_of_nothing_else() -> None:
+    groups = make_results(["background", "cat", "dog"], [np.array([0.8, 0.0]), np.array([0.6, 0.4, 0.0])])[
+        "steps"
+    ]
+    first, second = (step["groups"] for step in groups)
+    assert first["mbs"]["all"] == {"classes": ["background"], "miou": 0.8}
+    assert first["mbs"]["base"] == {"classes": ["cat"], "miou": 0.0}
+    assert second["mbs"]["all"] == {"classes": ["background", "cat"], "miou": 0.5}
+    assert second["mbs"]["new"] == {"classes": ["dog"], "miou": 0.0}
+    assert second["plop"]["all"] == {"classes": ["background", "cat", "dog"], "miou": pytest.approx(1 / 3)}
+
+
+def test_lines_whose_background_counts_in_another_way_have_their_own_ious() -> None:
+    names, void, counted = ["other", "wall", "sky"], [np.nan, 0.8, 0.6], [0.1, 0.5, 0.3]
+    entry = make_step_entry(
+        step_index=0,
+        new_class_names=names,
+        iou_history=[np.array(void)],
+        iou_of={"mib": np.array(void), "plop": np.array(counted), "mbs": np.array(counted)},
+        class_names_seen=names,
+        num_old=0,
+        num_new=3,
+        num_base=3,
+        num_train_images=1,
+        num_val_images=1,
+        seconds=1.0,
+    )
+    assert entry["miou_all"] == pytest.approx(0.7)
+    found = {name: entry["groups"][name]["all"]["miou"] for name in entry["groups"]}
+    assert found == pytest.approx({"mib": 0.7, "plop": 0.3, "mbs": 0.3})
+    assert entry["groups"]["mbs"]["base"]["miou"] == pytest.approx(0.4)
+    by_name = {"other": 0.1, "wall": 0.5, "sky": 0.3}
+    assert entry["per_class_iou_of"] == {"plop": by_name, "mbs": by_name}
+
+
 def test_miou_avg_is_the_mean_of_miou_all_over_the_steps_so_far(results: dict[str, Any]) -> None:
     assert results["miou_avg"] == pytest.approx((0.7 + 1.45 / 3) / 2)
     assert make_results(NAMES, HISTORY[:1])["miou_avg"] == pytest.approx(0.7)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.support.cli import set_fields, write_tiny_config
-from tests.support.data import paint, stripes, write_folder, write_mask, write_voc
+from tests.support.data import paint, stripes, write_folder, write_mask, write_sample, write_voc
 from tools.check_data import main
 
 CLASSES = ["pear", "kiwi", "fig"]
@@ -31,7 +31,9 @@ def write_sound(root: Path) -> Path:
     )
 
 
-def check(folder: Path, *overrides: str, task: str = "[[pear], [kiwi]]") -> int:
+def check(
+    folder: Path, *overrides: str, task: str = "[[pear], [kiwi]]", page: bool = False, again: bool = False
+) -> int:
     config = write_tiny_config(folder)
     fields = [
         "data.name=folder",
@@ -40,8 +42,10 @@ def check(folder: Path, *overrides: str, task: str = "[[pear], [kiwi]]") -> int:
         "data.num_workers=2",
         *overrides,
     ]
+    more = ["--html", str(folder / "out" / "data.html")] if page else []
+    more += ["--overwrite"] if again else []
     return main(
-        ["--config", str(config), "--json", str(folder / "out" / "report.json"), *set_fields(*fields)]
+        ["--config", str(config), "--json", str(folder / "out" / "report.json"), *more, *set_fields(*fields)]
     )
 
 
@@ -50,9 +54,67 @@ def test_a_sound_data_set_has_no_problem_and_exit_code_0(
 ) -> None:
     write_sound(tmp_path / "data")
     assert check(tmp_path) == 0
-    assert capsys.readouterr().out == f"folder {tmp_path / 'data'}: 8 train, 8 val images, no problems\n"
+    *table, summary = capsys.readouterr().out.splitlines()
+    assert summary == f"folder {tmp_path / 'data'}: 8 train, 8 val images, no problems"
+    # Images are 16 to 23 wide; of odd widths, the middle column is background. Those of kiwi are odd.
+    assert [line.split() for line in table[1:]] == [
+        ["0", "background", "4", "50.00", "%", "8", f"{8000 / 156:.2f}", "%"],
+        ["0", "pear", "4", "50.00", "%", "4", f"{3800 / 156:.2f}", "%"],
+        ["1", "kiwi", "4", f"{3800 / 80:.2f}", "%", "4", f"{3800 / 156:.2f}", "%"],
+    ]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report == {"problems": [], "num_images": {"train": 8, "val": 8}}
+    assert report["problems"] == report["warnings"] == []
+    assert report["num_images"] == {"train": 8, "val": 8}
+    assert [step["num_train_images"] for step in report["steps"]] == [4, 4]
+    (kiwi,) = report["steps"][1]["classes"]
+    assert kiwi["train_images"] == kiwi["val_images"] == 4
+    assert kiwi["train_share"] == 38 / 80
+
+
+def test_small_steps_and_rare_or_absent_classes_are_warnings_and_the_page_shows_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_sound(tmp_path / "data")
+    rare = np.zeros((40, 40), np.uint8)
+    rare[:2, :2] = 3
+    rare[:, 20:] = 1
+    rare[39] = 255
+    write_sample(root / "images" / "train" / "f.jpg", root / "masks" / "train" / "f.png", rare)
+    assert check(tmp_path, "train.batch_size=2", task="[[pear, fig], [kiwi]]", page=True) == 0
+    *_, absent, fig, summary = capsys.readouterr().out.splitlines()
+    assert absent.startswith("warning: class 'fig' (id 3): no sound val image shows it; no score")
+    # 4 pixels of fig, of four images of pear (16 rows of 16, 18, 20 and 22 pixels) and 39 rows of 40.
+    share = 4 / (16 * (16 + 18 + 20 + 22) + 39 * 40)
+    assert fig.startswith(f"warning: class 'fig' has {share:.2%} of the pixels of step 0's training images")
+    assert summary.endswith("9 train, 8 val images, no problems, 2 warnings")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["steps"][0]["classes"][2]["train_share"] == pytest.approx(share)
+    page = (tmp_path / "out" / "data.html").read_text()
+    # Two images of both splits for pear and for kiwi; one for fig, which is among those of pear.
+    assert page.count("<figure>") == 8
+    assert '<tr class="rare"><td class="left">0</td>' in page
+    assert "train f: pear, fig" in page
+    assert page.count("src=") == page.count('src="data:image/jpeg;base64,')
+    assert check(tmp_path, task="[[pear], [kiwi], [fig]]", again=True) == 0
+    assert "warning: step 2 (fig): 1 training images in setting 'overlap', fewer than train.batch_size 4" in (
+        capsys.readouterr().out
+    )
+
+
+def test_old_classes_are_looked_for_in_their_own_folder_and_need_no_training_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_sound(tmp_path / "old")
+    masks = {f"n{i}": stripes(0, 3, height=16, width=16 + i) for i in range(4)}
+    write_folder(
+        tmp_path / "data", CLASSES, masks, {f"w{i}": m.T.copy() for i, m in enumerate(masks.values())}
+    )
+    fields = ("init_from=step_0.pth", f"data.val_root_old={root}")
+    assert check(tmp_path, *fields, task="[[pear, kiwi], [fig]]") == 0
+    assert capsys.readouterr().out.endswith("4 train, 4 val, 8 val_old images, no problems\n")
+    write_mask(root / "masks" / "val" / "v1.png", stripes(9, height=17, width=16))
+    assert check(tmp_path, *fields, task="[[pear, kiwi], [fig]]", again=True) == 2
+    assert "v1.png: found ids [9]" in capsys.readouterr().out
 
 
 def test_every_problem_is_listed_not_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,7 +137,7 @@ def test_every_problem_is_listed_not_the_first(tmp_path: Path, capsys: pytest.Ca
     Image.fromarray(np.asarray(Image.open(images / "i6.png"))).save(val / "v6.bmp")  # the same pixels
     write_mask(root / "masks" / "val" / "v6.png", stripes(0, 1, height=16, width=22))
     assert check(tmp_path, "train.batch_size=4", task="[[pear], [kiwi], [fig]]") == 2
-    *lines, summary = capsys.readouterr().out.splitlines()
+    *lines, summary = capsys.readouterr().out.splitlines()[5:]
     expected = [
         "i4.jpg: this image is missing",
         "i5.png: this mask is missing",
@@ -87,15 +149,15 @@ def test_every_problem_is_listed_not_the_first(tmp_path: Path, capsys: pytest.Ca
         "v2.jpg: the JPEG is damaged (Corrupt JPEG data: ",
         "val image v6 has the same pixels as train image i6",
         "class 'fig' (id 3): no sound train image shows it",
-        "class 'fig' (id 3): no sound val image shows it",
-        "step 0 (background, pear): 1 training images",
-        "step 1 (kiwi): 1 training images in setting 'overlap', fewer than train.batch_size 4; they are repeated",
-        "step 2 (fig): 0 training images in setting 'overlap', fewer than train.batch_size 4; training would refuse",
+        "step 2 (fig): 0 training images in setting 'overlap'; training would refuse",
+        "warning: class 'fig' (id 3): no sound val image shows it",
+        "warning: step 0 (background, pear): 1 training images",
+        "warning: step 1 (kiwi): 1 training images in setting 'overlap', fewer than train.batch_size 4; an epoch is",
     ]
     for text, line in zip(expected, lines, strict=True):
         assert text in line
-    assert summary.endswith("6 train, 8 val images, 14 problems")
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["problems"] == lines
+    assert summary.endswith("6 train, 8 val images, 11 problems, 3 warnings")
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["problems"] == lines[:11]
 
 
 def test_folders_among_the_images_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +165,7 @@ def test_folders_among_the_images_are_said(tmp_path: Path, capsys: pytest.Captur
     (root / "images" / "train" / "more").mkdir()
     (root / "images" / "train" / ".hidden").mkdir()
     assert check(tmp_path) == 2
-    line, _ = capsys.readouterr().out.splitlines()
+    *_, line, _ = capsys.readouterr().out.splitlines()
     assert line.startswith(
         f"{root / 'images' / 'train' / 'more'}: is a folder, in which nothing is looked for"
     )
@@ -134,7 +196,7 @@ def test_voc_lists_what_its_lists_name_and_is_not_there(
     (voc / "SegmentationClassAug" / "v3.png").unlink()
     (voc / "JPEGImages" / "unlisted.jpg").write_bytes(b"")
     assert check(tmp_path, "data.name=voc", "train.batch_size=2", task="[[cat], [dog]]") == 2
-    *lines, summary = capsys.readouterr().out.splitlines()
+    *lines, summary = capsys.readouterr().out.splitlines()[4:]
     assert [Path(line.split(":")[0]).name for line in lines] == ["i1.jpg", "i2.jpg", "v3.png"]
     assert summary.endswith("6 train, 7 val images, 3 problems")
 

@@ -87,9 +87,8 @@ class Workplace:
         return ["--config", str(self.config), "--log", name, *set_fields(*overrides)]
 
     def run(self, name: str, *overrides: str, **how: Any) -> Finished:
-        """Run main.py, in a process of its own where `how` says what `run_main` is given."""
-        program = run_main if how else call_main
-        process = program(*self.arguments(name, *overrides), **how)
+        """Run main.py, and wait for it."""
+        process = run_main(*self.arguments(name, *overrides), **how)
         return Finished(process, self.folder / "runs" / name)
 
     def finished(self, name: str) -> Finished:
@@ -97,7 +96,8 @@ class Workplace:
 
         def make(folder: Path) -> None:
             overrides, how = self.commands[name]
-            process = self.run(name, *overrides, **how).process
+            program = run_main if how else call_main
+            process = program(*self.arguments(name, *overrides), **how)
             told = {"returncode": process.returncode, "stdout": process.stdout, "stderr": process.stderr}
             (folder / "process.json").write_text(json.dumps(told))
 

@@ -8,7 +8,12 @@ from losses.reduction import at_least_float32
 
 
 def binary_cross_entropy(
-    logits: Tensor, labels: Tensor, ignore_index: int, weights: Tensor | None = None, first_class: int = 0
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    weights: Tensor | None = None,
+    first_class: int = 0,
+    positive_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Return the sum over labelled pixels and classes of the binary cross-entropy, and the number of pixels.
 
@@ -16,7 +21,8 @@ def binary_cross_entropy(
     ones alone (DKD, arXiv 2210.05941, multi-label binary cross-entropy). Ours: summed over classes, averaged over
     labelled pixels; pixels that show a class weigh as much as those that do not.
 
-    logits: (B,K,H,W); labels: (B,H,W) int64; weights: (B,H,W), the pixels' factors, None for 1.
+    logits: (B,K,H,W); labels: (B,H,W) int64; weights: (B,H,W), the pixels' factors, None for 1. positive_weight: the
+    factor of the class that a pixel shows.
     """
     logits = at_least_float32(logits)
     is_labelled = labels != ignore_index
@@ -24,6 +30,8 @@ def binary_cross_entropy(
     # −log σ(z) where the class is shown, −log(1 − σ(z)) = −log σ(z) + z elsewhere.
     own = logits.gather(1, labels.masked_fill(~is_shown, 0)[:, None])[:, 0].masked_fill(~is_shown, 0)
     per_pixel = (F.softplus(logits[:, first_class:]).sum(dim=1) - own).masked_fill(~is_labelled, 0)
+    if positive_weight != 1:
+        per_pixel = per_pixel + (positive_weight - 1) * F.softplus(-own).masked_fill(~is_shown, 0)
     return (per_pixel if weights is None else weights * per_pixel).sum(), is_labelled.sum()
 
 

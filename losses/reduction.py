@@ -12,8 +12,11 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def mean_or_zero(total: Tensor, count: Tensor | int) -> Tensor:
-    """Return total / count, and total itself (a zero that keeps its graph) where the selection is empty."""
-    return total / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
+    """Return total / count, and total itself (a zero that keeps its graph) where the selection is empty.
+
+    A count may be a sum of weights, below 1 too.
+    """
+    return total / (torch.where(count == 0, 1, count) if isinstance(count, Tensor) else count or 1)
 
 
 def pixel_chunks(logits: Tensor, num_buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:

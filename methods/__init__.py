@@ -12,6 +12,7 @@ from methods.plop import PLOP
 from methods.ridge import Ridge
 from methods.segacil import SegACIL
 from methods.ssul import SSUL
+from methods.star import STAR
 
 METHODS: dict[str, type[Method]] = {
     "mbs": MBS,
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "dkd": DKD,
     "ewf": EWF,
     "nest": NeST,
+    "star": STAR,
     "ridge": Ridge,
     "segacil": SegACIL,
 }

@@ -54,9 +54,22 @@ class Looks(Protocol):
     def whole_images(self, of_base_step: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (1,3,H,W) and labels (1,H',W') int64 of this step or of the base step, whole and as they are."""
 
+    def seen_by(
+        self, model: SegmentationModel | None, of_base_step: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor, Output]]:
+        """Yield the same of any model, which is evaluated; None is the old one. of_base_step: the images of step 0."""
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of all classes up to the step's, background first."""
+
+    @property
+    def setting(self) -> str:
+        """Which images serve a step: 'overlap', 'disjoint' or 'partitioned'."""
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Updates in one pass over the step's images."""
 
     def sum(self, x: Tensor) -> Tensor:
         """Return x added up over all ranks."""
@@ -70,8 +83,9 @@ class Targets:
     """What a step asks of the model for a (micro-)batch, before the model has seen it.
 
     labels: (B,H,W) int64, as given. pseudo_labels: (B,H,W) int64, what the cross-entropy asks for. counts: what the
-    means run over, by name, scalars; those of all ranks and micro-batches are added up before a term is divided by one.
-    own: further tensors that the method's terms need.
+    means run over, by name, scalars; those of all ranks and micro-batches are added up before a term is divided by one,
+    and `terms` finds these sums here. Further ones, of any shape, may serve the terms only. own: further tensors that
+    the method's terms need.
     """
 
     labels: Tensor
@@ -90,7 +104,7 @@ class Term(NamedTuple):
     total: Tensor
     over: str
     per: int = 1
-    weight: float = 1.0
+    weight: float | Tensor = 1.0
 
 
 def means(terms: Mapping[str, Term], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,10 +113,12 @@ def means(terms: Mapping[str, Term], counts: Mapping[str, Tensor]) -> dict[str, 
     counts: those of all ranks and micro-batches together, so that a gradient does not depend on how a batch is cut.
     An empty selection gives a zero that keeps its graph.
     """
-    return {
-        name: term.weight * mean_or_zero(term.total, counts[term.over].to(term.total.dtype) * term.per)
-        for name, term in terms.items()
-    }
+    found = {}
+    for name, term in terms.items():
+        dtype = term.total.dtype
+        weight = term.weight.to(dtype) if isinstance(term.weight, Tensor) else term.weight
+        found[name] = weight * mean_or_zero(term.total, counts[term.over].to(dtype) * term.per)
+    return found
 
 
 class Method:
@@ -119,7 +135,7 @@ class Method:
     step to step; they are part of every save, and of the weights that `checkpoint: best_…` chooses. All ranks must hold
     the same: the main one's are saved. modules: what `parts` has made, on the step's device. parts_are_trained: whether
     an earlier step has trained them. model: the network that trains, for terms that ask it for more than its output of
-    the batch.
+    the batch. looks: the step's images, for an `end_step` that goes over them.
     """
 
     class Options(NamedSection):
@@ -137,8 +153,6 @@ class Method:
     """Whether a term looks at the feature maps of the backbone's stages."""
     trains: ClassVar[bool] = True
     """Whether the step has iterations; false where `begin_step` does all there is to do."""
-    begins_with: ClassVar[str | None] = None
-    """What of `state` step 1 finds by going over the base step's images where the base step's checkpoint lacks it."""
     needs_new_classes: ClassVar[bool] = True
     """Whether a step without new classes, as tasks of domains have them, means nothing to the method."""
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -152,11 +166,17 @@ class Method:
         self.modules = nn.ModuleDict()
         self.parts_are_trained = False
         self.model: SegmentationModel | None = None
+        self.looks: Looks | None = None
 
     @property
     def needs_old_model(self) -> bool:
         """Whether targets or terms look at the old model."""
         return False
+
+    @property
+    def begins_with(self) -> str | None:
+        """What of `state` step 1 finds in the base step's images where the base step's checkpoint lacks it."""
+        return None
 
     @classmethod
     def check(cls, config: Any) -> list[str]:
@@ -180,7 +200,8 @@ class Method:
     def targets(self, labels: Tensor, old: Output) -> Targets:
         """Return what is asked of a batch.
 
-        labels: (B,H,W) int64; old: the old model's output without gradient, None unless `needs_old_model` holds.
+        labels: (B,H,W) int64; old: the old model's output without gradient, None unless `needs_old_model` holds. All
+        micro-batches of an update are asked for before the terms of any.
         """
         return self.make_targets(labels)
 
@@ -254,5 +275,5 @@ def embedding_terms(output: Output, old: Output, weight: float) -> dict[str, Ter
 
 def stack_counts(targets: list[Targets]) -> Tensor:
     """Return the counts of several micro-batches added up, (N,) float64 in the order of the first one's names."""
-    counts = [torch.stack([count.double() for count in target.counts.values()]) for target in targets]
+    counts = [torch.cat([count.double().flatten() for count in target.counts.values()]) for target in targets]
     return torch.stack(counts).sum(dim=0)

@@ -1,7 +1,7 @@
 """A classifier that is solved from sums over cells, a pass over the images a step: what such methods share."""
 
 from collections.abc import Iterable, Iterator
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class ClosedForm(Method):
     """
 
     trains = False
-    begins_with: ClassVar[str] = "gram"
+    begins_with = "gram"
 
     def described_by(self, model: SegmentationModel) -> tuple[str, ...]:
         """Return the maps and contexts (`SegmentationModel.describe`) that describe a cell."""

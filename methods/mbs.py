@@ -1,6 +1,9 @@
 """Mitigating Background Shift in Class-Incremental Semantic Segmentation (MBS, arXiv 2407.11859)."""
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -9,8 +12,10 @@ from losses.fused import select_pseudo_labels_in_pieces, softmax_terms
 from losses.logit_distillation import logit_distillation
 from losses.orthogonal import OrthogonalLoss
 from losses.output_distillation import background_heirs
-from methods.base import IGNORE_INDEX, Output, Targets, Term, embedding_terms
+from methods.base import IGNORE_INDEX, Looks, Output, Targets, Term, embedding_terms
 from methods.pre_tuning import PreTuned
+from methods.prototype_replay import draw_replay, measure_classes, plan_replay
+from models import MODELS, SegmentationModel
 from models.base import Start
 
 
@@ -46,6 +51,9 @@ class MBS(PreTuned):
         """Factor of the orthogonal loss."""
         weight_transfer: bool = True
         """Let new classes start as copies of the background's classifier."""
+        replay_weight: float = Field(0.0, ge=0)
+        """Factor of the cross-entropy of old classes' features, drawn from statistics that every step keeps (STAR); a
+        sum over the features, divided by the cells of the batch. 0 keeps none."""
 
     options: Options
 
@@ -54,7 +62,23 @@ class MBS(PreTuned):
         """Whether a part that asks the old model is on."""
         options = self.options
         asks = options.pseudo_labels or options.feature_distillation or options.output_distillation
-        return asks or super().needs_old_model
+        return asks or options.replay_weight > 0 or super().needs_old_model
+
+    @property
+    def begins_with(self) -> str | None:
+        """Replay goes on from statistics, which what trains the base step does not keep."""
+        return "counts" if self.options.replay_weight else None
+
+    @classmethod
+    def check(cls, config: Any) -> list[str]:
+        """Refuse replay where the model cannot score a feature by itself."""
+        problems = super().check(config)
+        if config.method.replay_weight and not MODELS[config.model.name].has_linear_classifier:
+            problems.append(
+                f"method.replay_weight: scores features that no image gave, which model.name {config.model.name} "
+                "cannot: it decodes classes per image; set it to 0, or use model.name deeplabv3"
+            )
+        return problems
 
     @property
     def start(self) -> Start:
@@ -63,6 +87,7 @@ class MBS(PreTuned):
 
     def targets(self, labels: Tensor, old: Output) -> Targets:
         """Return selective pseudo-labels and the reliability of every cell of the feature grid."""
+        self.drawn: tuple[Tensor, Tensor] | None = None
         options, pseudo_labels = self.options, labels
         if options.pseudo_labels:
             pseudo_labels = select_pseudo_labels_in_pieces(
@@ -90,7 +115,31 @@ class MBS(PreTuned):
         if options.orthogonal:
             orthogonal = OrthogonalLoss()(output.class_tokens, self.num_new)
             terms["orthogonal"] = Term(orthogonal, "batches", weight=options.orthogonal_weight)
+        if options.replay_weight:
+            terms["replay"] = self._replay(targets.counts["images"] * output.features[0, 0].numel())
         return terms
+
+    def begin_step(self, model: SegmentationModel, looks: Looks) -> None:
+        """Tune new classes, and choose what is replayed, where these options are on."""
+        super().begin_step(model, looks)
+        if self.options.replay_weight:
+            plan_replay(self.state, looks, model, self.num_old, self.num_new)
+
+    def end_step(self, model: SegmentationModel, old_model: SegmentationModel | None) -> None:
+        """Measure the step's classes for the replay of later steps."""
+        if self.options.replay_weight:
+            assert self.looks is not None
+            measure_classes(self.state, self.looks, model, self.num_old, self.num_new)
+
+    def _replay(self, num_cells: Tensor) -> Term:
+        """Return the cross-entropy of replayed features; num_cells: of all ranks' and micro-batches' grids."""
+        assert self.model is not None
+        if self.drawn is None:
+            self.drawn = draw_replay(self.state)
+        features, classes = self.drawn
+        total = F.cross_entropy(self.model.classify(features).flatten(1), classes, reduction="sum")
+        # All ranks and micro-batches replay the same features, each a share of them.
+        return Term(total, "batches", weight=self.options.replay_weight / num_cells)
 
     def _pixel_terms(self, output: Output, old: Output, targets: Targets) -> tuple[Term, Term]:
         """Return cross-entropy and output distillation, which share the softmax where they can."""

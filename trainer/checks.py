@@ -12,7 +12,7 @@ import torch
 from datasets import DATASETS
 from datasets.source import SegmentationDataset
 from datasets.tasks import Task
-from methods import METHODS
+from methods import METHODS, method_of_step
 from models import MODELS
 from trainer.checkpoint import RERUN, checkpoint_path, load_checkpoint, restore_model
 from trainer.config import Config, describe_difference, differing_fields, with_defaults
@@ -289,8 +289,9 @@ def check_base(config: Config, task: Task, num_images: int) -> None:
             f"init_from: {config.init_from} was solved by method {name}, not trained: there is nothing to go on with; "
             "set continue_training to false, or rerun that method on all images"
         )
+    method = method_of_step(config.method, task.steps[0].num_new, 1)
     carried = checkpoint["method_state"] if theirs_of.base_step is ours_of.base_step else {}
-    if ours_of.begins_with not in (None, *carried) and num_images == 0:
+    if method.begins_with not in (None, *carried) and num_images == 0:
         raise ValueError(
             f"init_from: {config.init_from} was trained with method {name} and holds nothing that "
             f"method {config.method.name} could go on from, and no image of step 0 is there to begin with; take a "

@@ -1,7 +1,7 @@
 """One update of a step: the gradient of a global batch, however it is cut into ranks and micro-batches."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -64,9 +64,10 @@ def backward(
             with autocast(amp, worker.device):
                 output = wrapped(images, with_stages=method.needs_stages)
             old = complete(learner, old_outputs[index], images.shape[2:])
-            terms_of_batch = method.terms(cast(Output, output), cast(Output, old), targets[index])
+            asked = replace(targets[index], counts=counts)
+            terms_of_batch = method.terms(cast(Output, output), cast(Output, old), asked)
             if rare is not None:
-                terms_of_batch |= rare.terms(cast(Output, output), targets[index])
+                terms_of_batch |= rare.terms(cast(Output, output), asked)
             terms = means(terms_of_batch, counts)
             loss = torch.stack(list(terms.values())).sum()
             # DistributedDataParallel averages over ranks what has to be added up.
@@ -95,8 +96,10 @@ def complete(learner: Learner, old: SegOutput | None, size: torch.Size) -> SegOu
 
 
 def add_up(targets: list[Targets], worker: Worker) -> dict[str, Tensor]:
-    """Return the counts of all micro-batches and ranks added up, float64 scalars by name."""
-    return dict(zip(targets[0].counts, worker.sum(stack_counts(targets)), strict=True))
+    """Return the counts of all micro-batches and ranks added up, float64 by name."""
+    counts = targets[0].counts
+    sums = worker.sum(stack_counts(targets)).split([count.numel() for count in counts.values()])
+    return {name: x.view(counts[name].shape) for name, x in zip(counts, sums, strict=True)}
 
 
 def gradients_travel(wrapped: nn.Module, with_last: bool) -> "nullcontext[None]":

@@ -56,11 +56,12 @@ def learn(session: Session, step: Step) -> None:
     dataset = step_dataset(plan, step, model)
     learner = replace(learner, rare=rare_terms(session, step, dataset, method))
     saves = MidStepSaves(session, step)
+    augmented = partial(step_dataset, plan, plan.task.steps[0], model)
     whole = partial(whole_datasets, session, step)
-    looks = StepLooks(session, step, dataset, whole, learner.old_model)
+    method.looks = StepLooks(session, step, dataset, augmented, whole, learner.old_model)
     started = time.monotonic()
     if saves.num_done == 0:
-        method.begin_step(model, looks)
+        method.begin_step(model, method.looks)
     fusion = fusion_of(session, step, learner.network)
     best = best_weights(session, step, fusion) if method.trains else None
     with session.interruption.deferred():

@@ -21,7 +21,8 @@ class StepLooks:
     """A rank's share of a step's images as its first epoch shows them, with what the old model says of them.
 
     An image that cannot be read is replaced, as in training, which tells of it; of whole images it is left out.
-    whole: gives this rank's images of the step, or of the base step, with their labels.
+    base: gives the same of the base step's images. whole: gives this rank's images of the step, or of the base step,
+    with their labels.
     """
 
     def __init__(
@@ -29,11 +30,13 @@ class StepLooks:
         session: Session,
         step: Step,
         dataset: StepDataset,
+        base: Callable[[], StepDataset],
         whole: Callable[[bool], Sequence[ValidationDataset]],
         old_model: SegmentationModel | None,
     ) -> None:
         self.session = session
         self.step = step
+        self.base = base
         self.whole = whole
         self.dataset = dataset
         self.old_model = old_model
@@ -50,6 +53,16 @@ class StepLooks:
         """Names of all classes up to the step's, background first."""
         return self.session.plan.task.class_names[: self.step.num_classes]
 
+    @property
+    def setting(self) -> str:
+        """Which images serve a step: 'overlap', 'disjoint' or 'partitioned'."""
+        return self.config.setting
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Updates in one pass over the step's images."""
+        return self.session.plan.sampler(self.step, self.worker).iterations_per_epoch
+
     def sum(self, x: Tensor) -> Tensor:
         """Return x added up over all ranks."""
         self.worker.meet()
@@ -61,25 +74,36 @@ class StepLooks:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Output]]:
         """Yield images (B,3,H,W), labels (B,H,W) int64 and the old model's output, without gradient."""
-        assert self.old_model is not None, "the method says that it needs no old model"
-        for images, labels in self._batches():
-            with torch.no_grad(), autocast(self.config.train.amp, self.device):
-                old = self.old_model(images)
-            yield images, labels, cast(Output, old)
+        return self.seen_by(None)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def seen_by(
+        self, model: SegmentationModel | None, of_base_step: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor, Output]]:
+        """Yield the same of any model, which is evaluated; None is the old one. of_base_step: the images of step 0."""
+        model = self.old_model if model is None else model
+        assert model is not None, "the method says that it needs no old model"
+        was_training = [module for module in model.modules() if module.training]
+        for images, labels in self._batches(self.base() if of_base_step else self.dataset):
+            model.eval()
+            with torch.no_grad(), autocast(self.config.train.amp, self.device):
+                output = model(images)
+            yield images, labels, cast(Output, output)
+        for module in was_training:
+            module.training = True
+
+    def _batches(self, dataset: StepDataset) -> Iterator[tuple[Tensor, Tensor]]:
         train, worker = self.config.train, self.worker
-        keys = [(0, index) for index in range(worker.rank, len(self.dataset), worker.world_size)]
+        keys = [(0, index) for index in range(worker.rank, len(dataset), worker.world_size)]
         size = max(1, train.batch_size // (worker.world_size * train.accumulate))
         for images, labels, _ in self._load(
-            [keys[start : start + size] for start in range(0, len(keys), size)]
+            dataset, [keys[start : start + size] for start in range(0, len(keys), size)]
         ):
             yield images.to(self.device), labels.long().to(self.device)
 
-    def _load(self, batch_sampler: Iterable[list[tuple[int, int]]]) -> "ReadAhead[Any]":
+    def _load(self, dataset: StepDataset, batch_sampler: Iterable[list[tuple[int, int]]]) -> "ReadAhead[Any]":
         """Return the images, labels and problems of these batches of (epoch, index)."""
         return ReadAhead(
-            self.dataset,
+            dataset,
             batch_sampler=batch_sampler,
             num_workers=self.config.data.num_workers,
             # A loader draws a seed for its workers; the training that follows must not notice.
@@ -92,7 +116,7 @@ class StepLooks:
         A batch is a list of micro-batches, behind the share (0..1) of all batches that came before it.
         """
         sampler = self.session.plan.sampler(self.step, self.worker, num_epochs)
-        micro_batches = ((images, labels) for images, labels, _ in self._load(sampler))
+        micro_batches = ((images, labels) for images, labels, _ in self._load(self.dataset, sampler))
         batches = group(micro_batches, self.config.train.accumulate)
         shown, index = self.worker.is_main, self.step.index
         bar = progress_bar(

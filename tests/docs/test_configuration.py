@@ -25,6 +25,7 @@ OURS = {
         "dkd",
         "ewf",
         "nest",
+        "star",
         "ridge",
         "segacil",
     },

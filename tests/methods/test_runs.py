@@ -40,6 +40,8 @@ TERMS = {
     "mbs": ["cross_entropy", "feature_distillation", "output_distillation", "orthogonal"],
 }
 """What a run of DeepLabV3 writes of its incremental steps, of the methods whose terms are known here."""
+MAY_BE_ZERO = {"star": {"background"}}
+"""Terms of what the old model of a tiny run may see nowhere."""
 RIVALS = [
     name for name, method in METHODS.items() if method.trains and name not in ("mbs", "finetune", "joint")
 ]
@@ -63,7 +65,7 @@ def test_a_tiny_run_writes_the_terms_of_its_method(method: str, tmp_path: Path) 
         terms = [name for name in entry if name not in known]
         assert terms == TERMS.get(method, terms)
         assert entry["loss"] == pytest.approx(sum(entry[name] for name in terms))
-    for term in terms:
+    for term in set(terms) - MAY_BE_ZERO.get(method, set()):
         assert sum(entry[term] for entry in entries) > 0
 
 

@@ -12,14 +12,23 @@ from models import SegmentationModel
 from tests.support.training import WORKER, outcome, tiny, train
 from tests.trainer.test_gradients import (
     assert_equal_iterations,
+    joined,
     make_config,
     one_iteration,
-    relative_difference,
     run_two_ranks,
 )
 from tests.trainer.test_resume import killed_before
 from trainer.checkpoint import checkpoint_path, load_checkpoint
 from trainer.config import Config
+
+LITTLE = ("train.clip_grad_norm=0.001",)
+ON_RANKS = {
+    "dkd": ("method=dkd",),
+    "star": ("method=star",),
+    "mbs with replay": ("method=mbs", "method.threshold=0.5", "method.replay_weight=0.5"),
+}
+"""Methods that have modules of their own, or terms that all ranks share."""
+PARTS_OF = {"dkd": {"parts.auxiliary.weight", "parts.auxiliary.bias"}}
 
 
 class Counting(Method):
@@ -70,18 +79,22 @@ def test_dkd_killed_in_either_step_and_resumed_ends_with_the_same_modules(
     assert outcome(killed.run_dir) == outcome(plain.run_dir)
 
 
-def test_the_modules_of_dkd_are_equal_on_two_ranks_and_those_of_one_process(tmp_path: Path) -> None:
-    more, dkd = ("train.clip_grad_norm=0.001",), ("method=dkd",)
-    run_two_ranks(tmp_path, "deeplabv3", more, dkd)
-    first, second = (torch.load(tmp_path / f"{rank}_1.pt", weights_only=True) for rank in range(2))
-    assert {name for name in first[2] if name.startswith("parts.")} == {
-        "parts.auxiliary.weight",
-        "parts.auxiliary.bias",
-    }
-    assert relative_difference(second[2], first[2]) == 0, "both ranks hold the same weights"
-    whole = one_iteration(make_config(tmp_path, "deeplabv3", *more, method=dkd), WORKER, accumulate=1)
-    total = {name: first[0][name] + second[0][name] for name in first[0]}
-    assert_equal_iterations((total, *first[1:]), whole)
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes have left an iteration of each of ON_RANKS."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run_two_ranks(folder, "deeplabv3", LITTLE, tuple(ON_RANKS.values()))
+    return folder
+
+
+@pytest.mark.parametrize("name", list(ON_RANKS))
+def test_two_ranks_give_the_gradient_of_one_process(two_ranks: Path, name: str) -> None:
+    config = make_config(two_ranks, "deeplabv3", *LITTLE, method=ON_RANKS[name])
+    whole = one_iteration(config, WORKER, accumulate=1)
+    for accumulate in (1, 2):
+        found = joined(two_ranks, accumulate, list(ON_RANKS).index(name))
+        assert PARTS_OF.get(name, set()) == {weight for weight in found[2] if weight.startswith("parts.")}
+        assert_equal_iterations(found, whole)
 
 
 def test_state_goes_from_step_to_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,8 +142,8 @@ def test_the_released_discrimination_of_the_batch_is_that_of_one_image_of_all_it
 ) -> None:
     features = golden["features"].requires_grad_()
     shares = torch.stack([shares_on_grid(golden["labels"] == c, features.shape[2:]) for c in (4, 5)], dim=1)
-    joined = [torch.cat([*x], dim=1)[None] for x in (features, shares)]
-    total, count = discrimination(*joined, golden["prev.prototypes"], torch.ones(3, dtype=torch.bool))
+    one, its_shares = (torch.cat([*x], dim=1)[None] for x in (features, shares))
+    total, count = discrimination(one, its_shares, golden["prev.prototypes"], torch.ones(3, dtype=torch.bool))
     assert_close(total / count, golden["cont.loss"])
     assert_close(torch.autograd.grad(total / count, features)[0], golden["cont.grad.features"])
 

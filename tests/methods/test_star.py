@@ -88,7 +88,7 @@ def test_classification_is_a_weighted_mean_over_pixels_replayed_features_and_bac
     features, classes = draw_replay(dict(method.state))
     terms = terms_of(method)
     z = OUTPUT.at_image_size().detach().double()[:, NUM_OLD:]
-    is_class = torch.stack([c == LABELS for c in (3, 4)], dim=1)
+    is_class = torch.stack([torch.eq(LABELS, c) for c in (3, 4)], dim=1)
     per_pixel = torch.where(is_class, 4 * F.softplus(-z), F.softplus(z)).sum(dim=1)
     assert method.model is not None
     fake = F.softplus(method.model.classify(features)[:, NUM_OLD:]).sum(dim=1).mean()

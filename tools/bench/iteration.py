@@ -34,10 +34,17 @@ class OneBatch:
         self.sum = worker.sum
         self.old_model = old_model
         self.class_names = tuple(map(str, range(256)))
+        self.setting = config.setting
+        self.iterations_per_epoch = 1
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Output]]:
+        return self.seen_by(None)
+
+    def seen_by(
+        self, model: SegmentationModel | None, of_base_step: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor, Output]]:
         with torch.no_grad(), autocast(self.config.train.amp, self.device):
-            yield self.images, self.labels, cast(Output, self.old_model(self.images))
+            yield self.images, self.labels, cast(Output, (model or self.old_model)(self.images))
 
     def batches(self, num_epochs: int) -> Iterator[tuple[float, list[tuple[Tensor, Tensor]]]]:
         yield 0.0, [(self.images, self.labels)]

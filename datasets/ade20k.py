@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.file_dataset import FileDataset, check_split, list_files, pair_samples
+from datasets.file_dataset import FileDataset
+from datasets.listing import check_split, list_files, pair_samples
 from datasets.source import file_source
 from utils.images import Colour
 

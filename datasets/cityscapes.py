@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets.domains import Domains
-from datasets.file_dataset import FileDataset, check_split, list_files, pair_samples
+from datasets.file_dataset import FileDataset
+from datasets.listing import check_split, list_files, pair_samples
 from datasets.masks import MaskCoding
 from datasets.source import file_source
 from datasets.tasks import IGNORE_INDEX

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, TypeAdapter, ValidationError
 
-from datasets.file_dataset import read_lines
+from datasets.listing import read_lines
 from datasets.masks import MaskCoding
 from datasets.tasks import IGNORE_INDEX
 from utils.config.read import found_in

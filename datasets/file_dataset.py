@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from datasets.long_side import reduce_image, reduce_label
 from datasets.masks import MaskCoding, read_mask
 from utils.errors import DataError
-from utils.files import require_regular
-from utils.images import MAX_PIXELS, UNDECODABLE, Colour, UInt8Array, describe_too_large, read_bytes
+from utils.images import (
+    MAX_PIXELS,
+    UNDECODABLE,
+    Colour,
+    UInt8Array,
+    describe_too_large,
+    describe_undecodable,
+    read_bytes,
+)
 
-SPLITS = ("train", "val")
-
-_LINE_END = re.compile(r"\r\n|\r|\n")
-"""What ends a line of a list. Not all that str.splitlines takes for one: names may hold the others."""
 MAX_ASPECT = 100
 """A line of one pixel's height would be scaled to gigabytes."""
 
@@ -35,7 +37,8 @@ class FileDataset:
     `classes` and `palette` are indexed by data set id, background at 0. `samples` maps an image id to its
     image and mask. With `background_is_void` (ADE20K) label 0 becomes 255 in evaluation. `mask_coding`: what the
     pixels of masks mean; None: the data set id itself. `long_side`: what larger images and masks are reduced to on
-    reading. `is_part`: whether the samples are only some of the split's.
+    reading. `is_part`: whether the samples are only some of the split's. `remarks`: lines about its
+    files, such as those that are left out.
     """
 
     name: str
@@ -47,6 +50,7 @@ class FileDataset:
     mask_coding: MaskCoding | None = None
     long_side: int | None = None
     is_part: bool = False
+    remarks: tuple[str, ...] = ()
 
     @property
     def coding(self) -> MaskCoding:
@@ -100,6 +104,8 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8Array:
     problem = _describe_size_in_header(content, max_pixels)
     if problem is not None:
         raise DataError(f"{path}: {problem}")
+    if content.startswith(b"GIF8") or content[4:12] in (b"ftypavif", b"ftypavis"):
+        return _decode_with_pillow(path, content)
     # Some versions of OpenCV fill what a cut JPEG lacks with grey and say nothing.
     if _is_cut_jpeg(content):
         raise DataError(
@@ -110,6 +116,15 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8Array:
     except cv2.error as error:
         raise DataError(f"{path}: not an image that OpenCV can decode; replace the file") from error
     return image
+
+
+def _decode_with_pillow(path: Path, content: bytes) -> UInt8Array:
+    """Formats that not every OpenCV reads: the first frame of a GIF, and AVIF where Pillow has it."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except UNDECODABLE as error:
+        raise DataError(describe_undecodable(path, "an image", error)) from error
 
 
 def _describe_size_in_header(content: bytes, max_pixels: int) -> str | None:
@@ -216,126 +231,3 @@ def describe_size_mismatch(
             "drawn on the image as stored, turn the mask)"
         )
     return text
-
-
-def check_split(split: str) -> None:
-    """ValueError unless `split` is 'train' or 'val'."""
-    if split not in SPLITS:
-        raise ValueError(f"split: found {split!r}; allowed are {', '.join(SPLITS)}")
-
-
-def tell(error: OSError | ValueError, problems: list[str] | None) -> None:
-    """Raise an error of a data set's layout, or only add it to `problems` where the caller collects them."""
-    if problems is None:
-        raise error
-    problems.append(str(error))
-
-
-def is_hidden(path: Path, folder: Path) -> bool:
-    """Whether a path below `folder` is hidden, or lies in a hidden folder there."""
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-def list_files(
-    folder: Path, suffixes: Collection[str], expected: str, problems: list[str] | None = None
-) -> dict[str, Path]:
-    """Stem -> path of the files in `folder` with one of the (lower-case) suffixes, sorted.
-
-    Hidden files are skipped, and so are folders, which are added to `problems`. `expected` says the layout and what to
-    do; errors end with it.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        DataError: two files share a stem, or a name is not UTF-8; with `problems`, added there and left out.
-    """
-    try:
-        names = sorted(os.listdir(folder))  # noqa: PTH208 - names are enough, and much faster for large folders
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{folder}: no such folder. {expected}") from None
-    found: dict[str, Path] = {}
-    for name in names:
-        stem, suffix = os.path.splitext(name)  # noqa: PTH122
-        if name.startswith("."):
-            continue
-        if suffix.lower() not in suffixes:
-            if problems is not None and (folder / name).is_dir():
-                problems.append(
-                    f"{folder / name}: is a folder, in which nothing is looked for; move its files up"
-                )
-            continue
-        if not _is_utf8(name):
-            # Image ids are written into text files of a run.
-            tell(
-                DataError(f"{folder}: the file name {os.fsencode(name)!r} is not UTF-8; rename the file"),
-                problems,
-            )
-        elif _LINE_END.search(name):
-            tell(
-                DataError(f"{folder}: the file name {name!r} holds the end of a line; rename the file"),
-                problems,
-            )
-        elif stem in found:
-            shared = f"{found[stem].name} and {name} share the image id {stem!r}"
-            tell(DataError(f"{folder}: {shared}; remove one"), problems)
-        else:
-            found[stem] = folder / name
-    return found
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # bytes that are not, as Python keeps them
-        return False
-    return True
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text file, a byte order mark left out; raises FileNotFoundError, or DataError naming it."""
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; give a text file")
-    try:
-        require_regular(path)
-        lines = _LINE_END.split(path.read_text(encoding="utf-8-sig"))
-        return lines[:-1] if lines[-1] == "" else lines
-    except NotADirectoryError as error:  # below a file
-        raise FileNotFoundError(str(error)) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
-
-
-def pair_samples(
-    ids: Iterable[str],
-    images: Mapping[str, Path],
-    masks: Mapping[str, Path],
-    image_pattern: Path,
-    mask_pattern: Path,
-    expected: str,
-    problems: list[str] | None = None,
-) -> dict[str, tuple[Path, Path]]:
-    """Image id -> (image, mask), in the order of `ids`.
-
-    The patterns name a file for the errors, with ID in the place of the image id.
-
-    Raises:
-        FileNotFoundError: no ids at all, or some without an image or a mask; with `problems`, every one of these
-            is added there and left out.
-    """
-    ids = list(ids)
-    if not ids:
-        raise FileNotFoundError(
-            f"{image_pattern.parent}: the split is empty, no {image_pattern.name}. {expected}"
-        )
-    for files, pattern, what in ((images, image_pattern, "image"), (masks, mask_pattern, "mask")):
-        missing = [
-            pattern.with_name(pattern.name.replace("ID", image_id, 1))
-            for image_id in ids
-            if image_id not in files
-        ]
-        if missing and problems is None:
-            raise FileNotFoundError(
-                f"{missing[0]}: this {what} is missing ({len(missing)} of {len(ids)} samples have none). {expected}"
-            )
-        if problems is not None:
-            problems += [f"{path}: this {what} is missing" for path in missing]
-    return {i: (images[i], masks[i]) for i in ids if i in images and i in masks}

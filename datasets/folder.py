@@ -6,11 +6,12 @@ from pathlib import Path
 
 from datasets.class_list import read_class_list
 from datasets.config import FilesConfig
-from datasets.file_dataset import FileDataset, check_split, list_files, pair_samples
+from datasets.file_dataset import FileDataset
+from datasets.listing import check_split, describe_left_out, list_files, pair_samples
 from datasets.source import file_source
 from utils.images import make_palette
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif")
 
 HOW_TO_GET = "bring your images into its layout (`python -m tools.prepare_folder --help`)"
 EXPECTED = (
@@ -37,19 +38,26 @@ def open_split(root: Path, split: str, problems: list[str] | None = None) -> Fil
     """
     check_split(split)
     classes = read_class_list(root, EXPECTED)
-    images = list_files(root / "images" / split, IMAGE_SUFFIXES, EXPECTED, problems)
-    masks = list_files(root / "masks" / split, {".png"}, EXPECTED, problems)
+    image_folder, mask_folder = root / "images" / split, root / "masks" / split
+    images = list_files(image_folder, IMAGE_SUFFIXES, EXPECTED, problems)
+    masks = list_files(mask_folder, {".png"}, EXPECTED, problems)
     samples = pair_samples(
         sorted(images.keys() | masks.keys()),
         images,
         masks,
-        image_pattern=root / "images" / split / "ID.jpg",
-        mask_pattern=root / "masks" / split / "ID.png",
+        image_pattern=image_folder / "ID.jpg",
+        mask_pattern=mask_folder / "ID.png",
         expected=EXPECTED,
         problems=problems,
     )
     palette = classes.colours or make_palette(len(classes.names))
-    return FileDataset("folder", split, classes.names, palette, samples, mask_coding=classes.coding)
+    remarks = (
+        *describe_left_out(image_folder, IMAGE_SUFFIXES, "images"),
+        *describe_left_out(mask_folder, {".png"}, "masks"),
+    )
+    return FileDataset(
+        "folder", split, classes.names, palette, samples, mask_coding=classes.coding, remarks=remarks
+    )
 
 
 SOURCE = file_source(open_split, HOW_TO_GET, None, options=FolderConfig)

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from datasets.file_dataset import FileDataset, read_lines
+from datasets.file_dataset import FileDataset
+from datasets.listing import read_lines
 from utils.errors import DataError
 
 MAX_NAMED = 10

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.file_dataset import read_lines
+from datasets.listing import read_lines
 from datasets.selection import select_images
 from datasets.source import SegmentationDataset
 from datasets.tasks import Task

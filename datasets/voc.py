@@ -6,7 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from datasets.file_dataset import FileDataset, check_split, list_files, pair_samples, read_lines
+from datasets.file_dataset import FileDataset
+from datasets.listing import check_split, list_files, pair_samples, read_lines
 from datasets.masks import MaskCoding
 from datasets.source import file_source
 from utils.errors import DataError

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from datasets.file_dataset import FileDataset
 from datasets.incremental import evaluation_table, select_training_images
 from datasets.masks import remap
 from datasets.source import SegmentationDataset
@@ -89,10 +90,18 @@ def check_data(config: Config) -> Report:
         for step in task.steps
     ]
     shares = class_shares(task, selected, splits["train"].pixels, splits["val"].pixels)
+    remarks = [line for data in datasets.values() if isinstance(data, FileDataset) for line in data.remarks]
     more, warnings = find_gaps(task, splits, config, selected)
     problems = list(dict.fromkeys([*problems, *more]))
     return Report(
-        problems, [*warnings, *find_rare(shares)], num_images, task, selected, shares, datasets, splits
+        problems,
+        [*remarks, *warnings, *find_rare(shares)],
+        num_images,
+        task,
+        selected,
+        shares,
+        datasets,
+        splits,
     )
 
 

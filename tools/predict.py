@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
-from datasets.file_dataset import check_libraries, describe_aspect, is_hidden, read_image
+from datasets.file_dataset import check_libraries, describe_aspect, read_image
 from datasets.folder import IMAGE_SUFFIXES
+from datasets.listing import is_hidden
 from datasets.tasks import IGNORE_INDEX
 from datasets.transforms import resize_short_side
 from datasets.unreadable import explain

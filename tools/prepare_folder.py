@@ -23,7 +23,8 @@ import numpy as np
 
 from datasets import folder
 from datasets.class_index import map_in_processes
-from datasets.file_dataset import SPLITS, check_libraries
+from datasets.file_dataset import check_libraries
+from datasets.listing import SPLITS
 from tools.prepare.choice import choose_classes, find_colours, find_unused, name_samples, split_samples
 from tools.prepare.formats import FORMATS
 from tools.prepare.output import (

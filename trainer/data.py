@@ -98,8 +98,9 @@ def index_splits(
     if not (isinstance(train, FileDataset) and isinstance(val, FileDataset)):
         return {i: frozenset(np.unique(train.read_label(i)).tolist()) for i in train.ids}, ()
     check_libraries()
-    data, remarks = config.data, []
+    data, remarks = config.data, list[str]()
     for dataset in (val, train):
+        remarks += dataset.remarks
         where = f"{dataset.name} {dataset.split}"
         unreadable = Unreadable(data.on_error, data.max_skipped, len(dataset.ids), where)
         index = index_classes(

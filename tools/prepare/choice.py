@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.class_list import IGNORE_NAME, MAX_CLASSES
-from datasets.file_dataset import SPLITS
 from datasets.folder import IMAGE_SUFFIXES
+from datasets.listing import SPLITS
 from tools.prepare.checked import clean_name, repeated
 from tools.prepare.files import list_below
 from tools.prepare.samples import RESERVED, Annotations, Sample, count_names, reserved_id

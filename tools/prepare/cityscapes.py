@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from datasets import cityscapes
-from datasets.file_dataset import SPLITS
+from datasets.listing import SPLITS
 from datasets.tasks import IGNORE_INDEX
 from tools.prepare.samples import Annotations, Format, Sample, draw_numbers
 

@@ -12,8 +12,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from datasets.class_list import read_class_list
-from datasets.file_dataset import SPLITS, describe_aspect, read_sound_image
+from datasets.file_dataset import describe_aspect, read_sound_image
 from datasets.folder import IMAGE_SUFFIXES
+from datasets.listing import SPLITS
 from datasets.unreadable import explain
 from tools.prepare.checked import load_json
 from tools.prepare.samples import Drawing, Ids, Sample, image_size

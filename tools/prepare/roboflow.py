@@ -5,8 +5,8 @@ import csv
 from functools import partial
 from pathlib import Path
 
-from datasets.file_dataset import read_lines
 from datasets.folder import IMAGE_SUFFIXES
+from datasets.listing import read_lines
 from tools.prepare.checked import clean_name
 from tools.prepare.files import list_below
 from tools.prepare.samples import Annotations, Format, count_names, draw_numbers, make_sample

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets.file_dataset import read_lines
 from datasets.folder import IMAGE_SUFFIXES
+from datasets.listing import read_lines
 from tools.prepare.checked import Checked, brief, check, clean_name, clean_path, repeated
 from tools.prepare.files import find_below, list_below
 from tools.prepare.raster import XY, Area, Outline, Region, Size

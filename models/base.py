@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -63,6 +64,9 @@ class SegmentationModel(nn.Module):
     """Whether a class is a row of a 1x1 classifier over the features."""
     maps: ClassVar[tuple[str, ...]] = ()
     """Names of the maps by which `describe` can describe a cell."""
+    cell: int = 1
+    """Side of the grid's cells in pixels where images are padded to whole cells, at the right and the bottom with the
+    mean colour, and their logits cropped; 1 where images are taken as they are."""
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -80,13 +84,35 @@ class SegmentationModel(nn.Module):
         """Return images as `normalisation` wants them, in floating point."""
         return (images - self.pixel_mean) / self.pixel_std
 
+    def pad_to_cells(self, x: Tensor) -> Tensor:
+        """Return normalised images (B,3,H,W) padded to whole cells: their mean colour is 0."""
+        if self.cell == 1:
+            return x
+        # Whole numbers all the way: torch.export follows them where sizes are dynamic, and loses track of a ceil.
+        height, width = ((side + self.cell - 1) // self.cell * self.cell - side for side in x.shape[2:])
+        return F.pad(x, (0, width, 0, height))
+
     def to_image_size(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
         """Bring logits (B,K,h,w) of this model's grid to the size (H,W) of the images they came from."""
-        return upsample(grid_logits, size)
+        if self.cell == 1:
+            return upsample(grid_logits, size)
+        logits = upsample(grid_logits, self._padded(grid_logits))
+        if torch.compiler.is_exporting():
+            # Whether a slice is contiguous depends on the size, and an exported program would hold to what it has seen.
+            for dim, side in enumerate(size, start=2):
+                logits = logits.index_select(dim, torch.arange(side, device=logits.device))
+            return logits
+        return logits[:, :, : size[0], : size[1]]
 
     def most_likely(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
         """Return the largest class (B,H,W) of `to_image_size`, without all logits at that size."""
-        return most_likely(grid_logits, size)
+        if self.cell == 1:
+            return most_likely(grid_logits, size)
+        return most_likely(grid_logits, self._padded(grid_logits))[:, : size[0], : size[1]]
+
+    def _padded(self, grid_logits: Tensor) -> torch.Size:
+        """Size (H,W) of a grid's cells, those that the image was padded for among them."""
+        return torch.Size(side * self.cell for side in grid_logits.shape[2:])
 
     @property
     def num_classes(self) -> list[int]:

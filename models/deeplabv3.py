@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.backbone import build_backbone, watch_stage_ends
+from models.backbone import build_backbone, feature_maps, watch_stage_ends
 from models.base import MAX_CHANNELS, ModelOptions, SegmentationModel, Start
 from models.classifier import GrowingClassifier
 from models.closed_form import pool_to_grid
@@ -57,9 +57,9 @@ class DeepLabV3(SegmentationModel):
         """DeepLabV3's section of the config."""
 
         backbone: str = "resnet101"
-        """Any timm model with feature maps at the output stride."""
+        """Any timm model with feature maps at the output stride (`docs/backbones.md`)."""
         output_stride: Literal[8, 16, 32] = 16
-        """Image size over feature grid size."""
+        """Image size over feature grid size: what a convolutional network is dilated to; 32 for a Swin."""
         channels: int = Field(256, ge=1, le=MAX_CHANNELS)
         """Channels of the distilled features and of each ASPP branch."""
         head: Literal["3x3", "1x1+3x3", "1x1"] = "3x3"
@@ -75,11 +75,10 @@ class DeepLabV3(SegmentationModel):
 
     def __init__(self, num_classes: list[int], options: Options, image_size: int = 512) -> None:
         super().__init__(num_classes, options, image_size)
-        self.backbone, in_channels = build_backbone(
+        self.backbone, self.strides, in_channels, self.cell = build_backbone(
             options.backbone, options.pretrained, options.output_stride
         )
         self.stage_ends = watch_stage_ends(self.backbone)
-        self.strides: list[int] = self.backbone.feature_info.reduction()  # type: ignore[operator, union-attr]
         rates = tuple(rate * 16 // options.output_stride for rate in (6, 12, 18))
         self.aspp = ASPP(in_channels, options.channels, rates)
         channels = self.aspp.out_channels
@@ -111,7 +110,7 @@ class DeepLabV3(SegmentationModel):
             return self.solved_output(images, full_size)
         for end in filter(None, self.stage_ends):
             end.keeps = with_stages
-        stages = self.backbone(self.normalise(images))
+        stages = self._stages(images)
         features = self._features(self.aspp(stages[-1]))
         grid_logits = self.classify(features)
         logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
@@ -121,7 +120,7 @@ class DeepLabV3(SegmentationModel):
 
     def named_maps(self, images: Tensor, names: Sequence[str]) -> dict[str, Sequence[Tensor]]:
         """'stages' are all of the backbone's but the last one, which is 'backbone'."""
-        stages = self.backbone(self.normalise(images))
+        stages = self._stages(images)
         grid = stages[-1].shape[2], stages[-1].shape[3]
         finer = [
             pool_to_grid(stage, self.strides[-1] // stride, grid)
@@ -137,3 +136,7 @@ class DeepLabV3(SegmentationModel):
         """Return the distilled features (B,D,h,w) of ASPP's maps."""
         features: Tensor = self.project(self.dropout(self.reduce(pyramid)))
         return features
+
+    def _stages(self, images: Tensor) -> list[Tensor]:
+        """Return the backbone's feature maps (B,C,h,w), fine to coarse."""
+        return feature_maps(self.backbone, self.pad_to_cells(self.normalise(images)))

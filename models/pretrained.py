@@ -2,9 +2,9 @@
 
 import logging
 import re
-from collections.abc import Callable, Collection
+import sys
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -22,43 +22,47 @@ IABN_EPS = 1e-5
 MAX_NAMED = 3
 
 
-def load_weights(
-    backbone: nn.Module, name: str, path: str, convert: Callable[[Weights, Any], Weights]
-) -> None:
+def load_weights(backbone: nn.Module, name: str, path: str) -> None:
     """Load a state dict into the backbone of timm's model `name`.
 
-    Names may be those of timm or torchvision (which are the same for ResNets), with `module.` before them (DDP), with
-    `backbone.` (a segmentation network of torchvision), of MiB's in-place ABN ResNets, or of the authors' Segmenter.
-    What timm's model has beyond the backbone, such as the head, is left out.
+    Names may be those of timm or torchvision (which are the same for ResNets), those that timm knows to convert (such
+    as of Swin's or DINOv3's authors), with `module.` before them (DDP), with `backbone.` (a segmentation network of
+    torchvision), of MiB's in-place ABN ResNets, or of the authors' Segmenter. What timm's model has beyond the
+    backbone, such as the head, is left out.
 
-    convert: (weights of the file, backbone) -> weights by the backbone's names.
     Raises ValueError naming the file where it cannot be read, and weights that it lacks, has in another shape, has
     beyond those of timm's model, or that are not finite.
     """
+    with torch.device("meta"):
+        whole = timm.create_model(name, pretrained=False)
     weights = backbone_weights(read_weights(path, name))
     try:
-        converted = convert(weights, backbone)
+        weights = _timm_weights(weights, backbone, whole)
     except Exception as error:  # timm's filters reshape what they expect
         raise _unfit(path, name, _first_line(error)) from error
-    _load(backbone, converted, path, name)
-    kept = {flat(x) for x in backbone.state_dict()}
-    unused = [x for x in weights if flat(x) not in kept and not x.startswith(HEADS)]
-    known = _names_in_timm(name) if unused else set()
-    if unknown := [x for x in unused if flat(x) not in known]:
+    # A feature extractor may keep the model in a module of its own, or flatten its names.
+    names = {flat(key.removeprefix("model.")): key for key in backbone.state_dict()}
+    _load(backbone, {names.get(flat(key), key): tensor for key, tensor in weights.items()}, path, name)
+    known = {*names, *(flat(key) for key in whole.state_dict())}
+    if unknown := [x for x in weights if flat(x) not in known and not x.startswith(HEADS)]:
         raise ValueError(
             f"model.pretrained: '{path}' holds weights that '{name}' has not: {_name(unknown)}; it is of another "
             "model, perhaps a deeper one: name that one in model.backbone, or give the right file"
         )
 
 
-def _names_in_timm(name: str) -> set[str]:
-    """The flat names of all weights of timm's model, of its head and of what a feature extractor leaves out, too."""
-    with torch.device("meta"):
-        return {flat(key) for key in timm.create_model(name, pretrained=False).state_dict()}
+def _timm_weights(weights: Weights, backbone: nn.Module, whole: nn.Module) -> Weights:
+    """Weights by timm's names and in the backbone's sizes, as timm converts them where it fetches them itself."""
+    for model in (backbone, whole):  # a ViT is its own backbone, in its own size
+        module = sys.modules[type(model).__module__]
+        if convert := getattr(module, "checkpoint_filter_fn", None):
+            converted: Weights = convert(weights, model)
+            return converted
+    return weights
 
 
 def flat(key: str) -> str:
-    """Some of timm's feature extractors flatten the names of the model: stages.0 is stages_0 there."""
+    """A name that all forms of a model share: stages.0 of timm's is stages_0 in some of its feature extractors."""
     return key.replace(".", "_")
 
 

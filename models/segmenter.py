@@ -12,9 +12,9 @@ from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from models.backbone import build_vit
+from models.backbone import build_vit, vit_tokens
 from models.base import MAX_CHANNELS, ModelOptions, SegmentationModel, Start
-from models.output import SegOutput, most_likely, upsample
+from models.output import SegOutput
 from models.pretrained import load_decoder
 
 LAYER_NORM_EPS = 1e-5
@@ -109,16 +109,15 @@ class MaskTransformer(nn.Module):
 class Segmenter(SegmentationModel):
     """A plain ViT and a mask transformer; a class's mask is the cosine of its embedding and every patch.
 
-    The position embeddings are resized to the training crop (`image_size`); other sizes resize them as they come.
-    Images whose sides are no multiples of the patch are padded at the right and the bottom with the mean colour, and
-    their logits cropped.
+    The position embeddings are resized to the training crop (`image_size`); other sizes resize them as they come. A
+    cell is a patch.
     """
 
     class Options(ModelOptions):
         """Segmenter's section of the config."""
 
         backbone: str = "vit_base_patch16_384"
-        """Any plain ViT of timm."""
+        """Any plain ViT of timm, rotary positions and register tokens included (`docs/backbones.md`)."""
         channels: int = Field(768, ge=1, le=MAX_CHANNELS)
         """Width of the decoder, of the distilled features and of the class tokens."""
         patch_size: int | None = Field(None, ge=1, le=1024)
@@ -139,7 +138,7 @@ class Segmenter(SegmentationModel):
         for module in self.backbone.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = LAYER_NORM_EPS
-        self.patch_size: int = self.backbone.patch_embed.patch_size[0]
+        self.cell = self.backbone.patch_embed.patch_size[0]
         self.decoder = MaskTransformer(
             self.backbone.embed_dim,
             options.channels,
@@ -162,22 +161,6 @@ class Segmenter(SegmentationModel):
         parts = (self.classifier.tokens, self.classifier.scales, self.classifier.shifts)
         return [part[-1] for part in parts]
 
-    def to_image_size(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
-        logits = upsample(grid_logits, self._padded(grid_logits))
-        if torch.compiler.is_exporting():
-            # Whether a slice is contiguous depends on the size, and an exported program would hold to what it has seen.
-            for dim, side in enumerate(size, start=2):
-                logits = logits.index_select(dim, torch.arange(side, device=logits.device))
-            return logits
-        return logits[:, :, : size[0], : size[1]]
-
-    def most_likely(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
-        return most_likely(grid_logits, self._padded(grid_logits))[:, : size[0], : size[1]]
-
-    def _padded(self, grid_logits: Tensor) -> torch.Size:
-        """Size (H,W) of the patches of a grid, those that the image was padded for among them."""
-        return torch.Size(side * self.patch_size for side in grid_logits.shape[2:])
-
     def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
         if self.closed_form is not None:
             return self.solved_output(images, full_size)
@@ -193,14 +176,9 @@ class Segmenter(SegmentationModel):
 
     def _encode(self, images: Tensor) -> Tensor:
         """Return the backbone's patches (B,C,h,w)."""
-        height, width = images.shape[2:]
-        # Whole numbers all the way: torch.export follows them where sizes are dynamic, and loses track of a ceil.
-        grid = [(side + self.patch_size - 1) // self.patch_size for side in (height, width)]
-        missing = [cells * self.patch_size - side for cells, side in zip(grid, (height, width), strict=True)]
-        # Normalised, the mean colour is 0.
-        x = F.pad(self.normalise(images), (0, missing[1], 0, missing[0]))
-        encoded = self.backbone.forward_features(x)[:, self.backbone.num_prefix_tokens :]
-        return encoded.transpose(1, 2).unflatten(2, grid)
+        x = self.pad_to_cells(self.normalise(images))
+        height, width = (side // self.cell for side in x.shape[2:])
+        return vit_tokens(self.backbone, x).transpose(1, 2).unflatten(2, (height, width))
 
     def _decode(self, backbone: Tensor) -> tuple[Tensor, Tensor]:
         """Return the projected patches (B,D,h,w) and the class embeddings (B,K,D)."""

@@ -45,7 +45,7 @@ def test_torchvision_s_resnet_is_read_with_the_prefixes_of_wrappers(prefix: str,
     randomise(source)
     path = save({f"{prefix}{name}": x for name, x in source.state_dict().items()}, tmp_path)
     layers = nn.Sequential(*list(source.eval().children())[:-2])
-    backbone, _ = build_backbone("resnet18", path, output_stride=32)
+    backbone = build_backbone("resnet18", path, output_stride=32).network
     torch.testing.assert_close(last_stage(backbone), layers(IMAGES))
 
 
@@ -81,7 +81,7 @@ def test_mib_s_in_place_abn_gives_the_network_that_scales_by_the_size_of_gamma(t
     assert {"module.mod1.conv1.weight", "module.mod2.block1.proj_bn.weight"} <= state.keys()
     assert "module.mod5.block2.convs.conv3.weight" in state
     path = save({"state_dict": state}, tmp_path)
-    backbone, _ = build_backbone("resnet26", path, output_stride=32)
+    backbone = build_backbone("resnet26", path, output_stride=32).network
     torch.testing.assert_close(last_stage(backbone), last_stage(source))
 
 

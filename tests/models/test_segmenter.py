@@ -328,10 +328,36 @@ def test_a_patch_size_of_its_own_resizes_the_patch_embedding(tmp_path: Path) -> 
     assert vit.pos_embed.shape == (1, 1 + 64, 64)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit_relpos"])
-def test_a_backbone_that_is_no_plain_vit_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"model\.backbone: '{name}' is no plain ViT.*vit_base_patch16_384"):
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_vit_relpos", "beit_base_patch16_224", "vit_small_resnet26d_224"]
+)
+def test_a_backbone_that_is_no_plain_vit_is_refused_and_told_what_is_possible(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"'{name}' is no plain ViT.*vit_base_patch16_384.*vit_base_patch16_dinov3"
+    ):
         build_vit(name, False, image_size=32)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        ("vit_tiny_patch16_dinov3_qkvb", 5),  # rotary positions, a class token and four registers
+        ("eva02_tiny_patch14_224", 1),  # embedded and rotary positions
+        ("vit_pe_spatial_tiny_patch16_512", 1),
+        ("test_vit3", 1),  # pools patches by attention, which a decoder has no use for
+    ],
+)
+def test_newer_vits_give_masks_of_images_of_any_size_and_train_all_their_weights(
+    name: str, prefix: int
+) -> None:
+    model = small_model([2, 1], backbone=name, patch_size=None)
+    assert model.backbone.num_prefix_tokens == prefix
+    images, cell = random_images(75, 51), model.cell
+    output = model(images)
+    assert output.logits.shape == (2, 3, 75, 51)
+    assert output.features.shape[2:] == (-(-75 // cell), -(-51 // cell))
+    output.logits.square().mean().backward()
+    assert [key for key, p in model.backbone.named_parameters() if p.grad is None] == []
 
 
 def test_an_unknown_backbone_is_refused_by_name() -> None:

@@ -350,6 +350,7 @@ def test_the_recipe_of_the_authors_differs_by_what_its_header_lists_only() -> No
 def test_the_shipped_configs_are_there() -> None:
     shipped = {"voc", "ade20k", "voc_segmenter", "voc_segmenter_authors", "ade20k_segmenter"}
     shipped |= {"demo", "demo_segmenter", "voc_animals", "cityscapes", "folder"}
+    shipped |= {"voc_swin_base", "voc_vit_base_dinov3"}
     assert {f"{name}.yaml" for name in shipped} <= {path.name for path in CONFIGS}
 
 

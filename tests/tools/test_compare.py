@@ -97,7 +97,7 @@ def test_every_difference_is_named_and_the_nearest_protocol_comes_first(
     told = {d["aspect"]: (d["theirs"], d["ours"]) for d in plop["differences"]}
     assert told == {
         "memory": ("0 images", "100 images"),
-        "weights": ("ImageNet, in-place ABN", "timm's"),
+        "weights": ("ImageNet, in-place ABN", "ImageNet, torchvision"),
     }
     (ssul,) = rows_of(content, "SSUL-M", "2106.11562")
     told = {d["aspect"]: (d["theirs"], d["ours"]) for d in ssul["differences"]}

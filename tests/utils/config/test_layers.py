@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from methods import METHODS
 from tools.sweep import Group, expand
 from trainer.config import Config, load_config
 from utils.config.layers import Layer, merge_layers
@@ -74,7 +75,7 @@ def test_another_method_than_the_bases_takes_its_own_defaults_as_with_set(
     tmp_path: Path, method: object
 ) -> None:
     path = write_pair(tmp_path, {"method": method}, method={"name": "mbs", "output_weight": 18})
-    assert load_config(path).method.model_dump() == {"name": "mib", "output_weight": 10.0}
+    assert load_config(path).method == METHODS["mib"].Options(name="mib")
 
 
 @pytest.mark.parametrize("method", ["mbs", {"name": "mbs", "threshold": 0.5}, {"threshold": 0.5}])

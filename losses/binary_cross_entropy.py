@@ -18,11 +18,11 @@ def binary_cross_entropy(
     """Return the sum over labelled pixels and classes of the binary cross-entropy, and the number of pixels.
 
     Every class from `first_class` on is asked whether the pixel shows it: all, background included (SSUL), or the new
-    ones alone (DKD, arXiv 2210.05941, multi-label binary cross-entropy). Ours: summed over classes, averaged over
-    labelled pixels; pixels that show a class weigh as much as those that do not.
+    ones alone (DKD, arXiv 2210.05941, multi-label binary cross-entropy). As in the released code of both, it is summed
+    over classes and averaged over pixels.
 
-    logits: (B,K,H,W); labels: (B,H,W) int64; weights: (B,H,W), the pixels' factors, None for 1. positive_weight: the
-    factor of the class that a pixel shows.
+    logits: (B,K,H,W); labels: (B,H,W) int64; weights: (B,H,W), the pixels' factors, None for 1; positive_weight: factor
+    of a class at the pixels that show it.
     """
     logits = at_least_float32(logits)
     is_labelled = labels != ignore_index

@@ -28,9 +28,8 @@ def decomposed_distillation(
     """Return the sum over cells and old classes of the distillation of both scores, and the number of cells (B·h·w).
 
     Each is the binary cross-entropy between the sigmoids of the model's score and of the old model's: a model that kept
-    z alone could raise one part and lower the other. Background, which the paper's models do not
-    classify, takes no part. Ours: on the feature grid, where the products are; both scores weigh the same; summed over
-    classes as `binary_cross_entropy` is.
+    z alone could raise one part and lower the other. As in the released code, background, which it does not classify,
+    takes no part, both scores weigh the same, and they are compared on the feature grid.
 
     features, old_features: (B,D,h,w); class_tokens: (K,D); old_class_tokens: (K_old,D). The old ones
     get no gradient.

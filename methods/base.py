@@ -240,14 +240,17 @@ class Method:
         weights: Tensor | None = None,
         over: str = "labelled",
         first_class: int = 0,
+        positive_weight: float = 1.0,
     ) -> Term:
         """Return the cross-entropy over labelled pixels, of a softmax or of a sigmoid a class as `scores` says.
 
         logits: (B,K,H,W); labels: (B,H,W) int64; weights: (B,H,W), the pixels' factors, None for 1. first_class: the
-        first class whose sigmoid is asked.
+        first class whose sigmoid is asked; positive_weight: factor of a sigmoid at pixels that show its class.
         """
         if self.scores == "sigmoid":
-            total, _ = binary_cross_entropy(logits, labels, IGNORE_INDEX, weights, first_class)
+            total, _ = binary_cross_entropy(
+                logits, labels, IGNORE_INDEX, weights, first_class, positive_weight
+            )
         else:
             total, _ = softmax_terms(logits, targets=labels, weights=weights, ignore_index=IGNORE_INDEX)
         return Term(total, over)

@@ -1,33 +1,40 @@
 """Decomposed Knowledge Distillation (DKD, arXiv 2210.05941): both parts of a logit are kept, not their sum alone."""
 
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from losses.binary_distillation import binary_distillation
 from losses.decomposed_distillation import decomposed_distillation
 from losses.reduction import at_least_float32
-from methods.base import IGNORE_INDEX, Output, SigmoidMethod, Targets, Term
+from methods.base import IGNORE_INDEX, Looks, Output, SigmoidMethod, Targets, Term
 from models import MODELS, SegmentationModel
 from models.classifier import copy_first_row
+from models.output import upsample
 from utils.config.section import NamedSection
 
 
 class DKDBase(SigmoidMethod):
     """The base step: binary cross-entropy, and an auxiliary classifier learns that no pixel shows a class to come.
 
-    Ours: every cell of the feature grid counts, ignored pixels too, and the features learn nothing from it, so that the
-    network is the same with and without it.
+    As in the released code there is no classifier of the background: its row is zero and stays so, for no term asks
+    it. A pixel is background where no class scores more than σ(0) = 0.5. The features learn nothing from the auxiliary
+    classifier.
     """
 
     class Options(NamedSection):
+        positive_weight_base: float = Field(2.0, gt=0)
+        """Factor on the cross-entropy of a class at pixels that show it, in the base step (ADE20K: 35)."""
+        void_is_negative: bool = False
+        """Let ignored pixels show none of the classes that the cross-entropy asks, as the released code has it; false
+        leaves them out."""
         auxiliary_weight: float = Field(1.0, ge=0)
         """Factor of what the auxiliary classifier learns; no other parameter learns from it."""
 
     options: Options
-    same_network_as = SigmoidMethod
 
     @classmethod
     def check(cls, config: Any) -> list[str]:
@@ -39,25 +46,56 @@ class DKDBase(SigmoidMethod):
             "use model.name deeplabv3, or another method"
         ]
 
+    @property
+    def positive_weight(self) -> float:
+        """Factor on the cross-entropy of a class at pixels that show it."""
+        return self.options.positive_weight_base
+
     def parts(self, channels: int) -> dict[str, nn.Module]:
         """Return the auxiliary classifier, a row of no class."""
         return {"auxiliary": nn.Conv2d(channels, 1, kernel_size=1)}
 
+    @torch.no_grad()
+    def begin_step(self, model: SegmentationModel, looks: Looks) -> None:
+        """Take the background's classifier away: a base step of another method has trained one."""
+        for name in ("weight", "bias"):
+            model.get_parameter(f"classifier.heads.0.{name}")[:1].zero_()
+
+    def targets(self, labels: Tensor, old: Output) -> Targets:
+        """Return the labels, void as background where the options say so."""
+        if self.options.void_is_negative:
+            return self.make_targets(labels, labels.masked_fill(labels == IGNORE_INDEX, 0))
+        return self.make_targets(labels)
+
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
-        """Return the cross-entropy and what trains the auxiliary classifier."""
-        terms = {"cross_entropy": self.cross_entropy(output.logits, targets.labels)}
-        return {**terms, "auxiliary": self.auxiliary_term(output)}
+        """Return the cross-entropy of the step's classes and what trains the auxiliary classifier."""
+        cross_entropy = self.cross_entropy(
+            output.logits,
+            targets.pseudo_labels,
+            first_class=max(self.num_old, 1),
+            positive_weight=self.positive_weight,
+        )
+        return {"cross_entropy": cross_entropy, "auxiliary": self.auxiliary_term(output)}
 
     def auxiliary_term(self, output: Output) -> Term:
-        """Return −log(1 − σ(z)) of the auxiliary classifier's score z, summed over cells."""
+        """Return −log(1 − σ(z)) of the auxiliary classifier's score z at image size, summed over pixels."""
         logits = self.modules["auxiliary"](at_least_float32(output.features.detach()))
-        return Term(F.softplus(logits).sum(), "images", logits[0].numel(), self.options.auxiliary_weight)
+        total = F.softplus(upsample(logits, output.logits.shape[2:])).sum()
+        return Term(total, "pixels", weight=self.options.auxiliary_weight)
+
+
+DKDBase.base_step = DKDBase
 
 
 class DKD(DKDBase):
-    """Binary cross-entropy of the new classes, distillation of the old ones' scores and of their two parts."""
+    """Binary cross-entropy of the new classes, distillation of the old ones' scores and of their two parts.
+
+    As in the released code, weights decay in the new classes' classifier only.
+    """
 
     class Options(DKDBase.Options):
+        positive_weight: float = Field(1.0, gt=0)
+        """Factor on the cross-entropy of a class at pixels that show it, in incremental steps (ADE20K: 35)."""
         output_weight: float = Field(5.0, ge=0)
         """Factor of the output distillation, a mean over pixels of sums over old classes."""
         decomposed_weight: float = Field(5.0, ge=0)
@@ -66,6 +104,11 @@ class DKD(DKDBase):
     options: Options
     base_step = DKDBase
     needs_old_model = True
+    defaults: ClassVar = {"train": {"weight_decay_on": "new_classes"}}
+
+    @property
+    def positive_weight(self) -> float:
+        return self.options.positive_weight
 
     def add_classes(self, model: SegmentationModel, num_new: int) -> None:
         """Let new classes start as the auxiliary classifier; one that is untrained starts as the background."""
@@ -78,17 +121,16 @@ class DKD(DKDBase):
 
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
         """Return all four terms; no pixel so far shows a class to come, and that goes on being learned."""
-        logits, labels, options = output.logits, targets.labels, self.options
-        cross_entropy = self.cross_entropy(logits, labels, first_class=self.num_old)
-        distillation, _ = binary_distillation(logits, old.logits, labels, IGNORE_INDEX)
+        options, terms = self.options, super().terms(output, old, targets)
+        distillation, _ = binary_distillation(output.logits, old.logits)
         decomposed, count = decomposed_distillation(
             output.features, output.class_tokens, old.features, old.class_tokens
         )
         return {
-            "cross_entropy": cross_entropy,
+            "cross_entropy": terms["cross_entropy"],
             "output_distillation": Term(distillation, "pixels", weight=options.output_weight),
             "decomposed_distillation": Term(
-                decomposed, "images", count // len(labels), options.decomposed_weight
+                decomposed, "images", count // len(old.features), options.decomposed_weight
             ),
-            "auxiliary": self.auxiliary_term(output),
+            "auxiliary": terms["auxiliary"],
         }

@@ -60,6 +60,7 @@ INCREMENTAL_ONLY = (
     "train.lr_classifier_incremental",
     "train.freeze_bn",
     "train.freeze_extractor",
+    "train.weight_decay_on",
     "train.freeze_old_classes",
     "train.fuse_old_weights",
 )
@@ -113,6 +114,8 @@ class TrainConfig(Section):
     """Nesterov's momentum (SGD)."""
     weight_decay: float = Field(1e-4, ge=0)
     """Weight decay of every parameter."""
+    weight_decay_on: Literal["all", "new_classes"] = "all"
+    """Which parameters it acts on in incremental steps: all, or the classifier of the new classes only (DKD)."""
     schedule: Literal["poly", "constant", "cosine"] = "poly"
     """Learning rate over the iterations of a step; poly has power 0.9."""
     warmup: float = Field(0.0, ge=0, lt=1)

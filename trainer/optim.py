@@ -31,15 +31,20 @@ def build_optimizer(network: Network, config: TrainConfig, is_base_step: bool) -
     classifier = [*model.classifier_parameters(), *network.parts.parameters()]
     elsewhere = {id(p) for p in backbone + classifier}
     heads = [p for p in model.parameters() if id(p) not in elsewhere]
+    only = config.weight_decay_on == "new_classes" and not is_base_step
+    decaying = {id(p) for p in (model.newest_parameters() if only else network.parameters())}
     groups = [
-        {"params": [p for p in parameters if p.requires_grad], "lr": group_lr}
+        {
+            "params": [p for p in parameters if p.requires_grad and (id(p) in decaying) is decays],
+            "lr": group_lr,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
         for parameters, group_lr in ((backbone, lr), (heads, lr_heads), (classifier, lr_classifier))
+        for decays in ((True, False) if only else (True,))
     ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, betas=(config.momentum, 0.999), weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        groups, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
-    )
+        return torch.optim.AdamW(groups, betas=(config.momentum, 0.999))
+    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov)
 
 
 WARMUP_START = 1e-3

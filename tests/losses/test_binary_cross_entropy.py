@@ -81,3 +81,17 @@ def test_background_becomes_the_old_class_whose_score_suffices() -> None:
     old_logits = scores.double().logit().view(1, 3, 1, 5)
     pseudo_labels = sigmoid_pseudo_labels(labels, old_logits, threshold=0.7 - 1e-6)
     assert pseudo_labels.tolist() == [[[2, 0, 0, 3, 255]]]
+
+
+def test_pixels_that_show_a_class_weigh_more_as_torchs_do() -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = (3 * torch.randn(2, 5, 3, 7, generator=generator)).double().requires_grad_()
+    labels = torch.tensor([0, 2, 3, 4, 255])[torch.randint(0, 5, (2, 3, 7), generator=generator)]
+    shown = torch.stack([labels == c for c in range(3, 5)], dim=1).double()
+    weight = torch.full((2, 3, 7), 35.0, dtype=torch.float64)
+    loss = F.binary_cross_entropy_with_logits(logits[:, 3:], shown, pos_weight=weight, reduction="none")
+    expected = loss[(labels != 255)[:, None].expand_as(loss)].sum()
+    total, _ = binary_cross_entropy(logits, labels, 255, first_class=3, positive_weight=35.0)
+    torch.testing.assert_close(total, expected)
+    ours, theirs = (torch.autograd.grad(loss, logits)[0] for loss in (total, expected))
+    torch.testing.assert_close(ours, theirs)

@@ -154,6 +154,31 @@ def test_dkd_asks_the_sigmoids_of_new_classes_only() -> None:
     torch.testing.assert_close(terms_of(make_dkd())["cross_entropy"].double(), expected, rtol=1e-5, atol=0)
 
 
+def test_void_shows_no_new_class_where_the_options_of_dkd_say_so() -> None:
+    void = torch.where(LABELS == 255, 0, LABELS)
+    expected = slow_cross_entropy("new sigmoids", void).mean()
+    term = terms_of(make_dkd(void_is_negative=True))["cross_entropy"]
+    torch.testing.assert_close(term.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_dkd_has_no_classifier_of_the_background() -> None:
+    method = make_dkd()
+    model = DeepLabV3([3], DeepLabV3.Options(backbone="test_resnet", pretrained=False, channels=6))
+    old_classes = model.classifier.class_tokens().detach()[1:].clone()
+    method.begin_step(model, cast(Looks, None))
+    tokens = model.classifier.class_tokens().detach()
+    assert not tokens[0].any()
+    assert torch.equal(tokens[1:], old_classes)
+    logits = model.eval()(torch.rand(2, 3, 32, 32)).grid_logits
+    assert not logits[:, 0].any()
+    scores = logits[:, 1:].sigmoid()
+    expected = torch.where(scores.max(dim=1).values > 0.5, scores.argmax(dim=1) + 1, 0)
+    assert torch.equal(logits.argmax(dim=1), expected)
+    loss = torch.stack(list(terms_of(method).values())).sum()
+    (gradient,) = torch.autograd.grad(loss, OUTPUT.at_image_size())
+    assert not gradient[:, 0].any(), "no term asks it, so that it stays zero"
+
+
 def test_dkd_distils_old_sigmoids_as_a_mean_over_pixels_of_sums_over_classes() -> None:
     term = terms_of(make_dkd(output_weight=7.0))["output_distillation"]
     torch.testing.assert_close(term.double(), 7 * slow_distillation("sigmoids"), rtol=1e-5, atol=0)
@@ -174,14 +199,14 @@ def test_decomposed_distillation_is_a_mean_over_cells_of_both_scores_of_the_old_
     torch.testing.assert_close(term.double(), 5 * expected, rtol=1e-5, atol=0)
 
 
-def test_the_auxiliary_classifier_learns_that_no_cell_shows_a_class_to_come_and_the_features_nothing() -> (
+def test_the_auxiliary_classifier_learns_that_no_pixel_shows_a_class_to_come_and_the_features_nothing() -> (
     None
 ):
     method = make_dkd(auxiliary_weight=2.0)
     term = terms_of(method)["auxiliary"]
     row = method.modules["auxiliary"]
     scores = torch.einsum("bdhw,d->bhw", OUTPUT.features, row.get_parameter("weight").flatten())
-    scores = scores + row.get_parameter("bias")
+    scores = F.interpolate((scores + row.get_parameter("bias"))[:, None], (8, 8), mode="bilinear")
     torch.testing.assert_close(term, -2 * (1 - scores.sigmoid()).log().mean())
     (features,) = torch.autograd.grad(term, OUTPUT.features, retain_graph=True, allow_unused=True)
     assert features is None
@@ -195,7 +220,7 @@ def test_the_auxiliary_term_of_half_precision_is_finite() -> None:
     output = OUTPUT._replace(features=torch.full((2, 6, 4, 4), 6e4, dtype=torch.float16))
     term = method.auxiliary_term(cast(Output, output)).total
     assert term.dtype == torch.float32
-    torch.testing.assert_close(term, torch.tensor(2 * 16 * 6 * 6e4), rtol=1e-3, atol=0)
+    torch.testing.assert_close(term, torch.tensor(2 * 64 * 6 * 6e4), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("trained", [True, False])

@@ -6,13 +6,17 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from losses.binary_cross_entropy import binary_cross_entropy
+from losses.decomposed_distillation import reasoning_scores
 from methods import METHODS, Method, Output, means
 from methods.base import Looks
 from models import SegmentationModel, SegOutput
+from models.output import most_likely, upsample
+from tests.support.golden import load_rival
 from tests.support.paths import GOLDEN
 
 RIVALS = GOLDEN / "rivals"
@@ -20,10 +24,14 @@ Arrays = dict[str, Tensor]
 
 
 class Pair(NamedTuple):
-    """A quantity as we compute it, and as the released code does."""
+    """A quantity as we compute it, and as the released code does.
+
+    through_single: it comes from a part of the released code that computes in float32 itself.
+    """
 
     ours: Tensor
     theirs: Tensor
+    through_single: bool = False
 
     @property
     def difference(self) -> float:
@@ -35,12 +43,6 @@ class Pair(NamedTuple):
 
 
 Compared = dict[str, Pair]
-
-
-def load(name: str) -> Arrays:
-    """Return the arrays of a file, all floating point in its own precision."""
-    with np.load(RIVALS / f"{name}.npz") as arrays:
-        return {key: torch.as_tensor(arrays[key]) for key in arrays}
 
 
 def cast_inputs(arrays: Arrays, dtype: torch.dtype) -> Arrays:
@@ -153,10 +155,88 @@ def plop_median(arrays: Arrays, dtype: torch.dtype) -> Compared:
     }
 
 
+def dkd(arrays: Arrays, dtype: torch.dtype) -> Compared:
+    x, labels = cast_inputs(arrays, dtype), arrays["in_labels"]
+    size, num_new = labels.shape[1:], int(arrays["const_num_new"])
+    num_old = 1 + int(arrays["const_num_old_foreground"])
+
+    def output_by(features: Tensor, parts: list[str]) -> SegOutput:
+        """What the model says by these rows; that of background is zero."""
+        zero = features.new_zeros(1, features.shape[1])
+        tokens = torch.cat([zero, *(x[f"{part}_weight"] for part in parts)])
+        bias = torch.cat([zero[0, :1], *(x[f"{part}_bias"] for part in parts)])
+        grid = F.conv2d(features, tokens[:, :, None, None], bias)
+        return output_of(upsample(grid, size), grid_logits=grid, features=features, class_tokens=tokens)
+
+    output, old = output_by(x["features"], ["old", "new"]), output_by(x["old_features"], ["prev_old"])
+    kind = METHODS["dkd"]
+    options = kind.Options(void_is_negative=True, positive_weight=float(arrays["const_pos_weight"]))
+    method = kind(options, num_old, num_new)
+    row = nn.Conv2d(x["features"].shape[1], 1, 1, dtype=dtype)
+    method.modules["auxiliary"] = row
+    with torch.no_grad():
+        row.weight.copy_(x["aux_weight"][:, :, None, None])
+        assert row.bias is not None
+        row.bias.copy_(x["aux_bias"])
+    terms = loss_terms(method, labels, output, old)
+    constants = arrays["const_weights_mbce_kd_dkdpos_dkdneg_ac"].tolist()
+    weights = dict(zip(("mbce", "kd", "dkd", "dkd_neg", "ac"), constants, strict=True))
+    parts = {
+        "mbce": terms["cross_entropy"] / weights["mbce"],
+        "kd": terms["output_distillation"] / weights["kd"],
+        "dkd": terms["decomposed_distillation"] / weights["dkd"],
+        "ac": terms["auxiliary"] / weights["ac"],
+        "total": torch.stack(list(terms.values())).sum(),
+    }
+    scores, old_scores = (reasoning_scores(y.features, y.class_tokens[1:]) for y in (output, old))
+    asked = method.targets(labels, cast(Output, old)).pseudo_labels
+    of_pixels = cross_entropy_map(output.at_image_size(), asked, method)
+    both = arrays["out_dkd_pos_sum"] + arrays["out_dkd_neg_sum"]
+    compared = {
+        "logits": Pair(output.at_image_size()[:, 1:], arrays["out_logits"][:, 1:]),
+        "logits of the old model": Pair(old.at_image_size()[:, 1:], arrays["out_old_logits"][:, 1:]),
+        "prediction": Pair(most_likely(output.grid_logits, size), arrays["out_prediction"]),
+        "what speaks for a class": Pair(scores[0], arrays["out_pos_scores"]),
+        "what speaks against a class": Pair(scores[1], arrays["out_neg_scores"]),
+        "what speaks for a class, old model": Pair(old_scores[0], arrays["out_old_pos_scores"]),
+        "what speaks against a class, old model": Pair(old_scores[1], arrays["out_old_neg_scores"]),
+        "cross-entropy of every pixel": Pair(of_pixels, arrays["out_mbce_map"]),
+        "cross-entropy": Pair(parts["mbce"], arrays["out_mbce_sum"]),
+        "distillation of scores": Pair(parts["kd"], arrays["out_kd_sum"]),
+        "decomposed distillation": Pair(parts["dkd"], both),
+        "auxiliary": Pair(parts["ac"], arrays["out_ac"]),
+        "total": Pair(parts["total"], arrays["out_total"], through_single=True),
+    }
+    named = {"mbce": "cross-entropy", "kd": "distillation of scores", "dkd": "decomposed distillation"}
+    named |= {"ac": "auxiliary", "total": "total"}
+    auxiliary = {"aux_weight": row.weight, "aux_bias": row.bias}
+    for part, loss in parts.items():
+        known = {name: y for name, y in {**x, **auxiliary}.items() if f"out_grad_{part}_{name}" in arrays}
+        for name, gradient in gradients(loss, known, list(known)):
+            theirs = arrays[f"out_grad_{part}_{name}"]
+            if name == "features":  # a ReLU lies before them
+                gradient, theirs = (torch.where(x["features"] > 0, y, 0) for y in (gradient, theirs))
+            pair = Pair(gradient.view_as(theirs), theirs, through_single=part in ("mbce", "total"))
+            compared[f"{named[part]}: gradient, {name}"] = pair
+    return compared
+
+
+def cross_entropy_map(logits: Tensor, labels: Tensor, method: Method) -> Tensor:
+    """Return DKD's cross-entropy (B,K_new,H,W) of every pixel and new class, from sums over one of each."""
+    result = torch.zeros_like(logits[:, method.num_old :])
+    for b, c, y, w in torch.cartesian_prod(*map(torch.arange, result.shape)).tolist():
+        one = logits[b : b + 1, [0, method.num_old + c], y : y + 1, w : w + 1].detach()
+        label = (labels[b, y, w] == method.num_old + c).long().view(1, 1, 1)
+        weight = method.options.positive_weight
+        result[b, c, y, w] = binary_cross_entropy(one, label, 255, None, 1, weight)[0]
+    return result
+
+
 COMPARISONS: dict[str, Callable[[Arrays, torch.dtype], Compared]] = {
     "plop_pod": plop_pod,
     "plop_pseudo": plop_pseudo,
     "plop_median": plop_median,
+    "dkd": dkd,
 }
 """What is compared, by the file's name without its case."""
 
@@ -170,7 +250,7 @@ def all_pairs(dtype: torch.dtype) -> Iterator[tuple[str, str, Pair]]:
     """Yield every file, quantity and pair."""
     for name, compare in COMPARISONS.items():
         for case in cases(name):
-            for quantity, pair in compare(load(case), dtype).items():
+            for quantity, pair in compare(load_rival(case), dtype).items():
                 yield case, quantity, pair
 
 

@@ -151,20 +151,26 @@ def test_environment_chooses_gpus_port_tasks_settings_method_configs_arguments_a
     assert sweep.commands[2][sweep.commands[2].index("--config") + 1] == "./configs/ade20k_segmenter.yaml"
 
 
-def test_methods_and_seeds_share_base_steps_sigmoids_one_that_trained_the_auxiliary_classifier() -> None:
+def test_methods_and_seeds_share_base_steps_sigmoids_one_that_measured_its_classes() -> None:
     variables = {"VOC_TASKS": "15-1", "ADE_TASKS": "", "SETTINGS": "overlap", "SEEDS": "0 1"}
-    variables |= {"METHODS": "mbs mib ssul dkd"}
+    variables |= {"METHODS": "mbs mib ssul dkd star"}
     start = "voc_15-1_overlap_"
     found = bases(read_environment(variables), variables)
     assert found == {
         f"{start}{method}_seed{seed}": f"{start}{base}_seed0"
-        for method, base in (("mbs", "mbs"), ("mib", "mbs"), ("dkd", "dkd"), ("ssul", "dkd"))
+        for method, base in (
+            ("mbs", "mbs"),
+            ("mib", "mbs"),
+            ("dkd", "dkd"),
+            ("star", "star"),
+            ("ssul", "star"),
+        )
         for seed in (0, 1)
     }
     order = list(found)
     assert all(order.index(base) <= order.index(name) for name, base in found.items())
     own = bases(read_environment(variables), variables | {"BASE": "seed"})
-    assert own[f"{start}ssul_seed1"] == own[f"{start}dkd_seed1"] == f"{start}dkd_seed1"
+    assert own[f"{start}ssul_seed1"] == own[f"{start}star_seed1"] == f"{start}star_seed1"
     assert own[f"{start}mib_seed1"] == f"{start}mbs_seed1"
     given = bases(
         read_environment(variables), variables | {"EXTRA": "--set init_from=runs/a/checkpoints/step_0.pth"}
@@ -229,7 +235,7 @@ def test_a_sweep_that_grows_leaves_what_is_there_as_it_is_and_starts_the_new_run
     grown = {"finetune_seed1": None, "mbs_seed0": mine, "mbs_seed1": mine, "finetune_seed0": mine}
     assert bases("mbs finetune", "0 1") == grown
     assert bases("ssul", "0") == {"ssul_seed0": None}
-    assert bases("dkd ssul", "0") == {"ssul_seed0": None, "dkd_seed0": other}
+    assert bases("star ssul", "0") == {"ssul_seed0": None, "star_seed0": other}
     assert bases("mbs finetune", "0 1") == grown
 
 
@@ -367,7 +373,7 @@ def test_the_comparison_holds_every_method_in_both_settings() -> None:
     assert set(bases(groups, {}).values()) == {
         f"animals_{setting}_{method}_seed0"
         for setting in ("overlap", "disjoint")
-        for method in ("mbs", "dkd")
+        for method in ("mbs", "ssul", "dkd")
     }
 
 

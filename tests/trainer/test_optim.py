@@ -124,6 +124,17 @@ def test_the_modules_of_a_method_learn_at_the_rate_of_the_classifier(tmp_path: P
     assert [rates[id(p)] for p in part.parameters()] == [0.5, 0.5]
 
 
+def test_weights_decay_in_the_new_classes_only_where_the_config_says_so(tmp_path: Path) -> None:
+    network = network_of(small_model(), part=nn.Linear(2, 1))
+    config = train_config(tmp_path, "train.weight_decay_on=new_classes", "train.weight_decay=0.03")
+    for is_base_step in (True, False):
+        optimizer = build_optimizer(network, config, is_base_step)
+        decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+        newest = {id(p) for p in network.model.newest_parameters()}
+        expected = {id(p): 0.03 if is_base_step or id(p) in newest else 0.0 for p in network.parameters()}
+        assert decay == expected
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("optimizer_name", ["sgd", "adamw"])
 def test_every_trainable_parameter_is_in_exactly_one_group(

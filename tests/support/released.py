@@ -14,6 +14,7 @@ from losses.binary_cross_entropy import binary_cross_entropy
 from losses.decomposed_distillation import reasoning_scores
 from methods import METHODS, Method, Output, means
 from methods.base import Looks
+from methods.dkd import DKD
 from models import SegmentationModel, SegOutput
 from models.output import most_likely, upsample
 from tests.support.golden import load_rival
@@ -169,9 +170,8 @@ def dkd(arrays: Arrays, dtype: torch.dtype) -> Compared:
         return output_of(upsample(grid, size), grid_logits=grid, features=features, class_tokens=tokens)
 
     output, old = output_by(x["features"], ["old", "new"]), output_by(x["old_features"], ["prev_old"])
-    kind = METHODS["dkd"]
-    options = kind.Options(void_is_negative=True, positive_weight=float(arrays["const_pos_weight"]))
-    method = kind(options, num_old, num_new)
+    options = DKD.Options(void_is_negative=True, positive_weight=float(arrays["const_pos_weight"]))
+    method = DKD(options, num_old, num_new)
     row = nn.Conv2d(x["features"].shape[1], 1, 1, dtype=dtype)
     method.modules["auxiliary"] = row
     with torch.no_grad():

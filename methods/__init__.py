@@ -13,6 +13,7 @@ from methods.ridge import Ridge
 from methods.segacil import SegACIL
 from methods.ssul import SSUL
 from methods.star import STAR
+from methods.ucb import MBSUCB, PLOPUCB, SSULUCB
 
 METHODS: dict[str, type[Method]] = {
     "mbs": MBS,
@@ -27,6 +28,9 @@ METHODS: dict[str, type[Method]] = {
     "ewf": EWF,
     "nest": NeST,
     "star": STAR,
+    "mbs_ucb": MBSUCB,
+    "plop_ucb": PLOPUCB,
+    "ssul_ucb": SSULUCB,
     "ridge": Ridge,
     "segacil": SegACIL,
 }

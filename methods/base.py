@@ -85,7 +85,7 @@ class Targets:
     labels: (B,H,W) int64, as given. pseudo_labels: (B,H,W) int64, what the cross-entropy asks for. counts: what the
     means run over, by name, scalars; those of all ranks and micro-batches are added up before a term is divided by one,
     and `terms` finds these sums here. Further ones, of any shape, may serve the terms only. own: further tensors that
-    the method's terms need.
+    the method's terms need; `weights` (B,H,W) are factors of the pixels in the cross-entropy.
     """
 
     labels: Tensor
@@ -207,7 +207,8 @@ class Method:
 
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
         """Return the terms of the loss by name, for a batch of which `targets` has asked; old: as there."""
-        return {"cross_entropy": self.cross_entropy(output.logits, targets.pseudo_labels)}
+        weights = targets.own.get("weights")
+        return {"cross_entropy": self.cross_entropy(output.logits, targets.pseudo_labels, weights)}
 
     def end_step(self, model: SegmentationModel, old_model: SegmentationModel | None) -> None:
         """Change the trained weights before they are saved, or note in `state` what later steps need.

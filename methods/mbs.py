@@ -148,9 +148,10 @@ class MBS(PreTuned):
         if options.output_distillation and options.label_guided:
             heirs = background_heirs(labels, self.num_old, IGNORE_INDEX)
             guided = {"old_logits": old.logits, "heirs": heirs}
-        weights = None
+        weights = targets.own.get("weights")
         if options.pseudo_label_weight != 1:
-            weights = torch.where(targets.pseudo_labels == labels, 1.0, options.pseudo_label_weight)
+            lowered = torch.where(targets.pseudo_labels == labels, 1.0, options.pseudo_label_weight)
+            weights = lowered if weights is None else weights * lowered
         cross_entropy, distillation = softmax_terms(
             logits, targets=targets.pseudo_labels, weights=weights, ignore_index=IGNORE_INDEX, **guided
         )

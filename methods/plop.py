@@ -57,6 +57,10 @@ class PLOP(PreTuned):
     def begin_step(self, model: SegmentationModel, looks: Looks) -> None:
         """Measure the threshold of every class over the step's images (sec. 3.3)."""
         super().begin_step(model, looks)
+        self.state["thresholds"] = self.measure_thresholds(looks)
+
+    def measure_thresholds(self, looks: Looks) -> torch.Tensor:
+        """Return (K_old,) the entropy below which a pixel of each class gets a pseudo-label."""
         is_released = self.options.thresholds == "released"
         scale = released_scale(self.num_old, self.num_old + self.num_new) if is_released else 1.0
         num_bins = RELEASED_BINS if is_released else NUM_BINS
@@ -64,11 +68,9 @@ class PLOP(PreTuned):
         for _, labels, old in looks:
             histogram += entropy_histogram(labels, old.logits, num_bins, scale)
         histogram, minimum = looks.sum(histogram), self.options.threshold
-        self.state["thresholds"] = (
-            released_thresholds(histogram, minimum, scale)
-            if is_released
-            else median_thresholds(histogram, minimum)
-        )
+        if is_released:
+            return released_thresholds(histogram, minimum, scale)
+        return median_thresholds(histogram, minimum)
 
     def targets(self, labels: torch.Tensor, old: Output) -> Targets:
         """Return pseudo-labels where the old model is sure (eq. 7), and the factors of the images."""

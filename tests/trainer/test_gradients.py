@@ -99,6 +99,7 @@ def make_state(channels: int) -> Tensors:
         "replayed": torch.tensor([1] * 5 + [2] * 4),
         "background_ratio": torch.tensor(1.5).double(),
         "noise_seed": torch.tensor(7),
+        "class_pixels": torch.tensor([500.0, 90.0, 0.0, 60.0, 20.0]).double(),
     }
 
 

@@ -12,12 +12,14 @@ import torch
 from tests.support.paths import ROOT
 from tools.published.protocol import IN_RECIPE
 from tools.published.registry import read_recipes
+from tools.sweep import expand, read_sweep
 from trainer.checks import check_config
 from trainer.config import load_config
 from utils.config.fields import flatten
 from utils.distributed import Worker
 
 RECIPES = sorted((ROOT / "configs/recipes").glob("*.yaml"))
+COMPARISON = ROOT / "configs/comparison/voc_authors.yaml"
 OF_PAPERS = ("mib", "lwf", "ilt", "plop", "ssul", "dkd", "mbs")
 
 
@@ -69,3 +71,16 @@ def test_a_recipe_has_the_settings_of_the_authors(method: str, dataset: str) -> 
     assert (fields["train.warmup"] > 0) is ("warm" in schedule)
     assert fields["checkpoint"] == ("best_validation_new" if method in ("ssul", "mbs") else "last")
     assert recipe.texts["checkpoint"].startswith("best mean IoU" if method in ("ssul", "mbs") else "last")
+
+
+def test_the_sweep_of_recipes_runs_every_method_as_its_recipe_says() -> None:
+    runs = expand(read_sweep(COMPARISON), {})
+    assert {run.config.method.name for run in runs} == set(OF_PAPERS)
+    for run in runs:
+        name = run.config.method.name
+        path = ROOT / f"configs/recipes/{name}_voc.yaml"
+        expected = load_config(path, ["task='15-1'"], log=f"voc_authors_15-1_overlap_{name}")
+        assert run.config.model_copy(update={"init_from": None}) == expected
+    # Only methods of one recipe may start from one base step.
+    shared = {run.config.method.name for run in runs if run.config.init_from is not None}
+    assert shared <= {"mib", "lwf", "ilt"}

@@ -1,4 +1,4 @@
-"""Many runs, one after the other: bash main.sh [SWEEP.yaml] [--dry-run], which starts this.
+"""Many runs, one after the other or side by side: bash main.sh [SWEEP.yaml] [--jobs N], which starts this.
 
 A sweep file names a config and what to vary: tasks, settings, methods, variants (names with `--set` lists) and seeds;
 every combination is a run. Entries of `runs` set any of these again, each for runs of its own; configs/comparison/ and
@@ -7,7 +7,8 @@ configs/ablation/ hold examples. Without a file, the environment says what to ru
 Runs whose base steps would be the same share one: the first of them trains it, the others start from its checkpoint
 (`init_from`). Which are the same follows from their configs (`trainer.config.INCREMENTAL_ONLY`) and from what their
 methods declare (`base_step`, `same_network_as`); the seed may differ unless BASE=seed. Finished runs are passed over,
-runs that were interrupted go on; those that fail are listed at the end, and the exit code is 1.
+runs that were interrupted go on, those under way elsewhere are waited for; those that fail are listed at the end, and
+the exit code is 1. With --jobs, runs stand side by side on GPUs of their own; what they say goes to their console.txt.
 """
 
 import argparse
@@ -15,8 +16,6 @@ import json
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -25,17 +24,19 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator
 
-from tools.summary.runs import read_run
 from tools.sweeping.base_steps import PlannedRun, as_arguments, share_base_steps
-from trainer.config import describe_difference, load_config
+from tools.sweeping.machine import Machine, find_machine
+from tools.sweeping.runner import ROOT, Runner, is_finished
+from tools.sweeping.slurm import write_scripts
+from trainer.config import load_config
 from utils.arguments import fail, new_parser
 from utils.config.read import describe_errors, read_yaml
-from utils.errors import explain
+from utils.errors import RunError, explain
 
-ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = """
 bash main.sh configs/ablation/voc.yaml
 bash main.sh configs/comparison/voc_animals.yaml --dry-run
+NUM_GPUS=2 bash main.sh configs/ablation/voc.yaml --jobs auto
 """
 
 
@@ -180,87 +181,18 @@ def plan_run(config: str, name: str, arguments: list[str]) -> PlannedRun:
     )
 
 
-def is_finished(run: PlannedRun) -> bool:
-    """Whether a run has learned its whole task; raises ValueError where its folder holds another or a damaged run."""
-    if not (run.config.run_dir / "config.yaml").is_file():
-        return False
-    found = read_run(run.config.run_dir)
-    theirs = read_yaml(run.config.run_dir / "config.yaml")
-    difference = describe_difference(run.config.model_dump(mode="json"), theirs)
-    if difference:
-        raise ValueError(difference)
-    return found.is_complete
-
-
-def execute(command: Sequence[str]) -> int:
-    """Run a command to its end and return its exit code.
-
-    Raises SystemExit after SIGTERM, which is passed on, and after Ctrl-C, which the terminal sends to the run as well,
-    once the run has saved and ended.
-    """
-    received: list[int] = []
-
-    def pass_on(number: int, _: object) -> None:
-        received.append(number)
-        process.send_signal(number)
-
-    previous = signal.signal(signal.SIGTERM, pass_on)
-    process = subprocess.Popen(command, cwd=ROOT)
-    try:
-        returncode = process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        raise SystemExit(128 + signal.SIGINT) from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    if received:
-        raise SystemExit(128 + received[0])
-    return returncode
-
-
-def launcher(environment: Mapping[str, str]) -> list[str]:
-    """Return the command that starts main.py in NUM_GPUS processes; by default one a GPU, or one on the CPU."""
-    python = environment.get("PYTHON") or "python"
-    num_processes = environment.get("NUM_GPUS")
-    if not num_processes:
-        count = "import torch; print(max(1, torch.cuda.device_count()))"
-        num_processes = subprocess.run(
-            [python, "-c", count], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    port = environment.get("PORT") or "29500"
-    # Without the --, argparse of Python 3.11 takes --log for one of torchrun's own options.
-    options = [f"--nproc_per_node={num_processes}", f"--master_port={port}", "--"]
-    return [python, "-m", "torch.distributed.run", *options, "main.py"]
-
-
-def sweep(runs: Sequence[PlannedRun], environment: Mapping[str, str], dry_run: bool) -> list[str]:
-    """Start every run that has not finished, or print its command, and return the names of those that failed."""
-    start, failed = None, []
-    for index, run in enumerate(runs, 1):
-        name = run.config.log
+def print_commands(runs: Sequence[PlannedRun], machine: Machine) -> list[str]:
+    """Print the commands of runs that have not finished, and return the names of those that cannot go on."""
+    failed = []
+    for run in runs:
         try:
-            finished = is_finished(run)
+            done = is_finished(run)
         except (ValueError, OSError) as error:
-            print(f"main.sh: {name}: {explain(error)}", file=sys.stderr, flush=True)
-            failed.append(name)
+            print(f"main.sh: {run.config.log}: {explain(error)}", file=sys.stderr, flush=True)
+            failed.append(run.config.log)
             continue
-        if finished:
-            print(
-                f"# {name} has finished" if dry_run else f"== {name} ({index}/{len(runs)}) has finished",
-                flush=True,
-            )
-            continue
-        start = start or launcher(environment)
-        command = [*start, *run.arguments]
-        if dry_run:
-            print(shlex.join(command))
-            continue
-        print(f"== {name} ({index}/{len(runs)})", flush=True)
-        if execute(command) != 0:
-            failed.append(name)
-            if environment.get("KEEP_GOING") == "0":
-                print(f"main.sh: {name} failed; mend it and rerun", file=sys.stderr)
-                break
+        command = shlex.join([*machine.command, *run.arguments])
+        print(f"# {run.config.log} has finished" if done else command, flush=True)
     return failed
 
 
@@ -272,6 +204,17 @@ def make_parser() -> argparse.ArgumentParser:
         "sweep", type=Path, nargs="?", metavar="SWEEP", help="YAML file; default: what the environment says"
     )
     how = parser.add_argument_group("how it runs")
+    how.add_argument(
+        "--jobs",
+        metavar="N",
+        help="runs at a time, on NUM_GPUS GPUs each; auto: as many as there are GPUs for (or JOBS; default: 1)",
+    )
+    how.add_argument(
+        "--slurm",
+        type=Path,
+        metavar="FOLDER",
+        help="write a script for Slurm a run, and submit.sh; start nothing",
+    )
     how.add_argument("--dry-run", action="store_true", help="print the commands (or DRY_RUN=1)")
     return parser
 
@@ -284,9 +227,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         groups = read_sweep(args.sweep) if args.sweep else read_environment(os.environ)
         runs = expand(groups, os.environ)
-    except (ValueError, OSError) as error:
+        if args.slurm is not None and not dry_run:
+            path = write_scripts(args.slurm, runs, [is_finished(run) for run in runs], os.environ)
+            print(
+                f"{path} submits {len(runs)} runs; options of sbatch may follow it, such as --partition=gpu"
+            )
+            return 0
+        machine = find_machine(os.environ, args.jobs or os.environ.get("JOBS") or "1")
+    except (RunError, ValueError, OSError) as error:
         fail(parser, error)
-    failed = sweep(runs, os.environ, dry_run)
+    if dry_run:
+        failed = print_commands(runs, machine)
+    else:
+        failed = Runner(runs, machine, keep_going=os.environ.get("KEEP_GOING") != "0").run()
     if failed:
         print(f"main.sh: failed: {' '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

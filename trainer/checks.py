@@ -33,9 +33,9 @@ RUN_FOLDERS = (
 )
 RUN_FILES = (
     *("config.yaml", "log.txt", "metrics.jsonl", "report.html", "results.csv", "results.json", "results.md"),
-    *("task.json", "wandb_id.txt", ".lock"),
+    *("task.json", "wandb_id.txt", ".lock", ".sweep.lock", "console.txt"),
 )
-"""What a run writes into its folder."""
+"""What a run, and the sweep that starts it, write into its folder."""
 CLASS_FIELDS = ("class_names", "class_ids", "palette", "class_list")
 """What a checkpoint says of its classes, in learning order, and of the data set's list of them."""
 SCORE_NAMES = {"softmax": "a softmax", "sigmoid": "sigmoids"}

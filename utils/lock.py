@@ -12,20 +12,23 @@ from pathlib import Path
 from utils.errors import RunError
 from utils.files import writing
 
+LOCK = ".lock"
+"""A run's own."""
+
 
 class RunLockedError(RunError, ValueError):
     """Another process runs in the folder."""
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold `folder`/.lock, which names host and process, until the block ends.
+def lock(folder: Path, name: str = LOCK) -> Iterator[None]:
+    """Hold a lock in a folder, a file that names host and process, until the block ends.
 
     A lock whose process has died on this machine is stale and taken over: the kernel gives up what it held. One that
     another machine has left cannot be told from a living one. A free lock is empty.
     Raises RunLockedError naming the holder while it lives, SaveError where the folder cannot be written.
     """
-    path = folder / ".lock"
+    path = folder / name
     with writing(path, 100):
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
@@ -52,6 +55,24 @@ def lock(folder: Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def find_holder(folder: Path, name: str = LOCK) -> str:
+    """Return which process holds a lock in a folder, in words; '' where none does, or it has died on this machine."""
+    path = folder / name
+    try:
+        holder = _parse(path.read_text(encoding="utf-8"))
+        if not holder:
+            return ""
+        told = f"process {holder.get('pid')} on {holder.get('host')}"
+        if holder.get("host") != platform.node():
+            return f"{told}; if it is gone for certain, delete {path}"
+        os.kill(int(holder.get("pid", 0)), 0)
+    except (ProcessLookupError, FileNotFoundError, NotADirectoryError):
+        return ""
+    except PermissionError:  # it lives, and is another user's
+        pass
+    return told
 
 
 def _parse(text: str) -> dict[str, str]:

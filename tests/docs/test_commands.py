@@ -87,6 +87,11 @@ def check_sweep(argv: list[str]) -> None:
     assert sweep.main(arguments) == 0
 
 
+def check_submit(argv: list[str]) -> None:
+    """What a sweep's own script hands to sbatch are options; tests/tools/test_sweeping.py runs the script."""
+    assert all(word.startswith("--") for word in argv)
+
+
 def check_download_ade20k(argv: list[str]) -> None:
     """The parser takes the arguments."""
     download_ade20k.make_parser().parse_args(argv)
@@ -119,6 +124,7 @@ CHECKS = [
     Check(("torchrun",), check_torchrun, "needs GPUs, or several processes"),
     Check(("python", "-m", "torch.distributed.launch"), check_launch, "needs GPUs, or several processes"),
     Check(("bash", "main.sh"), check_sweep, "training takes hours"),
+    Check(("bash", "jobs/submit.sh"), check_submit, "needs Slurm"),
     Check(("python", "download_ade20k.py"), check_download_ade20k, "downloads 1 GB"),
     Check(("bash", "download_voc.sh"), check_download_voc, "downloads 2 GB"),
     Check(("python", "-m", "pip", "install"), check_requirements, "needs the network"),

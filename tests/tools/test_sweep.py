@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -15,7 +18,7 @@ import yaml
 from methods import METHODS
 from methods.lwf import LwF
 from tests.support.paths import ROOT
-from tools.sweep import Group, expand, read_environment, read_sweep
+from tools.sweep import Group, expand, main, read_environment, read_sweep
 from trainer.config import load_config
 
 # Stands in for Python: runs the sweep itself, notes the commands of its runs, fails where an argument is $FAIL_ON, and
@@ -34,6 +37,7 @@ fi
 SETTINGS_OF_MAIN_SH = {
     *(
         "NUM_GPUS",
+        "JOBS",
         "PORT",
         "VOC_TASKS",
         "ADE_TASKS",
@@ -48,9 +52,12 @@ SETTINGS_OF_MAIN_SH = {
 
 
 class Sweep:
-    """What `bash main.sh` did: its exit code and messages, and the arguments of every command it started."""
+    """What `bash main.sh` did: its exit code and messages, and the arguments of every command it started.
 
-    def __init__(self, folder: Path, *arguments: str | Path, **variables: str) -> None:
+    by_bash: start main.sh, which finds its own folder; otherwise only what it starts, in this process.
+    """
+
+    def __init__(self, folder: Path, *arguments: str | Path, by_bash: bool = False, **variables: str) -> None:
         recorder, record = folder / "python", folder / "record"
         recorder.write_text(RECORDER)
         recorder.chmod(0o755)
@@ -62,16 +69,28 @@ class Sweep:
             "REAL_PYTHON": sys.executable,
             **variables,
         }
-        # From another folder: main.sh finds its own.
-        process = subprocess.run(
-            ["bash", str(ROOT / "main.sh"), *map(str, arguments)],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        self.returncode, self.stdout, self.stderr = process.returncode, process.stdout, process.stderr
+        if by_bash:
+            process = subprocess.run(
+                ["bash", str(ROOT / "main.sh"), *map(str, arguments)],
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            self.returncode, self.stdout, self.stderr = process.returncode, process.stdout, process.stderr
+        else:
+            out, err = io.StringIO(), io.StringIO()
+            with (
+                patch.dict(os.environ, environment, clear=True),
+                redirect_stdout(out),
+                redirect_stderr(err),
+            ):
+                try:
+                    self.returncode = main([*map(str, arguments)])
+                except SystemExit as end:
+                    self.returncode = int(end.code or 0)
+            self.stdout, self.stderr = out.getvalue(), err.getvalue()
         lines = [line.split("\t") for line in record.read_text().splitlines()]
         self.folders = {line[0] for line in lines}
         self.commands = [line[1:] for line in lines]
@@ -99,7 +118,7 @@ def write_sweep(folder: Path, **values: Any) -> Path:
 
 def test_default_sweep_runs_every_documented_task_in_order_on_all_gpus(tmp_path: Path) -> None:
     elsewhere = f"output_dir={tmp_path}"  # runs of this folder would be passed over
-    sweep = Sweep(tmp_path, EXTRA=f"--set {elsewhere}")
+    sweep = Sweep(tmp_path, by_bash=True, EXTRA=f"--set {elsewhere}")
     voc = [
         f"voc_{task}_{setting}_mbs"
         for setting in ("overlap", "disjoint")
@@ -109,12 +128,14 @@ def test_default_sweep_runs_every_documented_task_in_order_on_all_gpus(tmp_path:
     assert sweep.names == [*voc, *(f"ade_{task}_overlap_mbs" for task in ("100-50", "100-10", "50-50"))]
     assert sweep.folders == {str(ROOT)}
     assert sweep.commands[2] == [
-        *("-m", "torch.distributed.run", "--nproc_per_node=3", "--master_port=29500", "--", "main.py"),
+        *("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=3"),
+        *("--", "main.py"),
         *("--config", "./configs/voc.yaml", "--log", "voc_15-1_overlap_mbs"),
         *("--set", "task='15-1'", "--set", "setting=overlap", "--set", "method=mbs", "--set", elsewhere),
     ]
     assert sweep.commands[-1] == [
-        *("-m", "torch.distributed.run", "--nproc_per_node=3", "--master_port=29500", "--", "main.py"),
+        *("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=3"),
+        *("--", "main.py"),
         *("--config", "./configs/ade20k.yaml", "--log", "ade_50-50_overlap_mbs"),
         *("--set", "task='50-50'", "--set", "setting=overlap", "--set", "method=mbs", "--set", elsewhere),
     ]
@@ -143,7 +164,7 @@ def test_environment_chooses_gpus_port_tasks_settings_method_configs_arguments_a
         "ade_100-5_overlap_finetune_seed1",
     ]
     assert sweep.commands[1] == [
-        *("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=12345", "--", "main.py"),
+        *("-m", "torch.distributed.run", "--master_port=12345", "--nproc_per_node=2", "--", "main.py"),
         *("--config", "./configs/voc_segmenter.yaml", "--log", "voc_5-3_partitioned_finetune_seed1"),
         *("--set", "task='5-3'", "--set", "setting=partitioned", "--set", "method=finetune"),
         *("--set", "seed=1", "--device", "cpu", "--set", f"output_dir={tmp_path}"),
@@ -273,7 +294,7 @@ def test_a_sweep_file_passes_finished_runs_over_and_starts_the_rest_from_their_b
     assert first == "# run has finished"
     assert f"--log {name} " in second
     assert not dry.commands
-    sweep = Sweep(folder, "sweep.yaml")
+    sweep = Sweep(folder, "sweep.yaml", by_bash=True)
     assert sweep.returncode == 0, sweep.stderr
     assert "== run (1/2) has finished" in sweep.stdout
     (command,) = sweep.commands

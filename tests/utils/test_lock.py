@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import ROOT
-from utils.lock import RunLockedError, lock
+from utils.lock import RunLockedError, find_holder, lock
 
 HOLD = """
 import sys
@@ -41,12 +42,14 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path, holder: s
     told = rf"run of this name is under way \(process {holder.pid} on "
     with pytest.raises(RunLockedError, match=told), lock(tmp_path):
         pass
+    assert find_holder(tmp_path) == f"process {holder.pid} on {platform.node()}"
 
 
 def test_the_lock_of_a_killed_run_is_stale(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     holder.kill()
     holder.wait()
     assert json.loads((tmp_path / ".lock").read_text())["pid"] == holder.pid
+    assert find_holder(tmp_path) == ""
     with lock(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
     assert (tmp_path / ".lock").read_text() == ""
@@ -61,6 +64,8 @@ def test_the_lock_of_another_machine_is_respected_and_an_ended_one_is_free(tmp_p
         lock(tmp_path),
     ):
         pass
+    assert find_holder(tmp_path).startswith("process 1 on elsewhere; if it is gone for certain, delete ")
     (tmp_path / ".lock").write_text("")
+    assert find_holder(tmp_path) == find_holder(tmp_path / "nowhere") == ""
     with lock(tmp_path):
         pass

@@ -36,7 +36,7 @@ from utils.errors import RunError, explain
 EXAMPLES = """
 bash main.sh configs/ablation/voc.yaml
 bash main.sh configs/comparison/voc_animals.yaml --dry-run
-NUM_GPUS=2 bash main.sh configs/ablation/voc.yaml --jobs auto
+bash main.sh configs/ablation/voc.yaml --jobs auto
 """
 
 

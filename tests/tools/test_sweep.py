@@ -261,7 +261,11 @@ def test_a_sweep_that_grows_leaves_what_is_there_as_it_is_and_starts_the_new_run
 
 
 def test_a_failed_run_is_listed_at_the_end_and_ends_the_sweep_if_asked(tmp_path: Path) -> None:
-    variables = {"VOC_TASKS": "19-1 15-5", "ADE_TASKS": "50-50", "EXTRA": f"--set output_dir={tmp_path}"}
+    variables: dict[str, Any] = {
+        "VOC_TASKS": "19-1 15-5",
+        "ADE_TASKS": "50-50",
+        "EXTRA": f"--set output_dir={tmp_path}",
+    }
     sweep = Sweep(tmp_path, FAIL_ON="task='15-5'", **variables)
     assert sweep.returncode == 1
     assert len(sweep.commands) == 5

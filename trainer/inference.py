@@ -7,7 +7,7 @@ interpolation of it changes which class is the most likely.
 import contextlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from typing import TypeVar
 
@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.tasks import IGNORE_INDEX
 from models import SegmentationModel, SegOutput
 from models.output import most_likely, upsample
 from trainer.config import Config
 
 T = TypeVar("T")
+Found = TypeVar("Found")
 
 
 def autocast(amp: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -35,32 +35,37 @@ def predict(
     images: Tensor,
     sizes: Sequence[torch.Size],
     config: Config,
-    confidence: float = 0.0,
 ) -> list[Tensor]:
     """Return for every image the most likely class (H,W) int64 of each pixel, at its own size of `sizes`.
 
     images: (B,3,h,w) of values 0..255; `config` says how they are looked at (`evaluate`) and in which precision.
-    confidence: pixels whose class is less probable than this, by a softmax over the scores, get IGNORE_INDEX.
     """
     evaluate, own_size = config.evaluate, images.shape[2:]
     is_single_view = evaluate.mode != "sliding" and not evaluate.flip and evaluate.scales == [1.0]
-    if is_single_view and not confidence and all(size == own_size for size in sizes):
+    if is_single_view and all(size == own_size for size in sizes):
         # The literature's protocol: nothing but the largest class is asked of the logits.
         return list(model.most_likely(_forward(model, images, config, full_size=False).grid_logits, own_size))
     scores = score_views(model, images, config)
-    if confidence:
-        return [_confident(scores[i : i + 1], size, confidence)[0] for i, size in enumerate(sizes)]
     return [
         scores[i].max(dim=0).indices if size == own_size else most_likely(scores[i : i + 1], size)[0]
         for i, size in enumerate(sizes)
     ]
 
 
-def _confident(scores: Tensor, size: torch.Size, confidence: float) -> Tensor:
-    """Return the classes (B,H,W) of scores (B,K,h,w), IGNORE_INDEX where they are less probable than `confidence`."""
-    scores = scores if scores.shape[2:] == size else upsample(scores, size)
-    probability, classes = scores.softmax(dim=1).max(dim=1)
-    return classes.masked_fill(probability < confidence, IGNORE_INDEX)
+@torch.inference_mode()
+def predict_with_confidence(
+    model: SegmentationModel, images: Tensor, sizes: Sequence[torch.Size], config: Config
+) -> list[tuple[Tensor, Tensor]]:
+    """Return for every image what `predict` gives, and how probable each pixel's class is, (H,W) from 0 to 1.
+
+    The probability is that of a softmax over the scores.
+    """
+    found = []
+    for scores, size in zip(score_views(model, images, config).split(1), sizes, strict=True):
+        shown = scores if scores.shape[2:] == size else upsample(scores, size)
+        probability, classes = shown.softmax(dim=1).max(dim=1)
+        found.append((classes[0], probability[0]))
+    return found
 
 
 def predict_all(
@@ -68,9 +73,9 @@ def predict_all(
     samples: Iterable[tuple[Tensor, torch.Size, T]],
     config: Config,
     device: torch.device,
-    confidence: float = 0.0,
-) -> Iterator[tuple[T, Tensor]]:
-    """Yield what goes with each image and the image's classes, as `predict` gives them; not quite in order.
+    look: Callable[[SegmentationModel, Tensor, Sequence[torch.Size], Config], list[Found]],
+) -> Iterator[tuple[T, Found]]:
+    """Yield what goes with each image and what `look` says of it, `predict` or another; not quite in order.
 
     samples: image (3,h,w), the size (H,W) of its classes, and what goes with it. Of every `evaluate.batch_size`
     images, those of one shape share a forward pass; of sliding windows, so many do.
@@ -82,8 +87,8 @@ def predict_all(
             for indices in (group[start : start + size] for start in range(0, len(group), size)):
                 images = torch.stack([batch[i][0].to(device, non_blocking=True) for i in indices])
                 sizes = [batch[i][1] for i in indices]
-                predictions = predict(model, images, sizes, config, confidence)
-                yield from ((batch[i][2], classes) for i, classes in zip(indices, predictions, strict=True))
+                predictions = look(model, images, sizes, config)
+                yield from ((batch[i][2], found) for i, found in zip(indices, predictions, strict=True))
 
 
 def images_at_once(size: torch.Size, config: Config) -> int:

@@ -1,21 +1,30 @@
 """Large images in tiles and bands: the memory of a prediction does not grow with the image."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from datasets.tasks import IGNORE_INDEX
 from models import SegmentationModel
 from trainer.config import Config
-from trainer.inference import predict_all, score_views
+from trainer.inference import predict, predict_all, predict_with_confidence, score_views
 from utils.images import UInt8Array
 
 T = TypeVar("T")
 Sample = tuple[Tensor, torch.Size, T]
 """What the model sees of an image (3,h,w), the size (H,W) of its classes, and what goes with it."""
+Confidence = npt.NDArray[np.float32]
+
+
+class Prediction(NamedTuple):
+    """The class ids (H,W) uint8 of an image, and how probable each is, (H,W) from 0 to 1; None where nobody asked."""
+
+    classes: UInt8Array
+    confidence: Confidence | None
+
 
 LARGEST_SEEN = 2**22
 """Pixels that the model sees at once; activations take kilobytes for each."""
@@ -36,24 +45,24 @@ def predict_each(
     config: Config,
     device: torch.device,
     refuse: Callable[[T], None],
-    confidence: float = 0.0,
-) -> Iterator[tuple[T, UInt8Array]]:
-    """Yield what goes with every image and its class ids (H,W) uint8; not quite in order.
+    with_confidence: bool = False,
+) -> Iterator[tuple[T, Prediction]]:
+    """Yield what goes with every image and its prediction; not quite in order.
 
-    Large images come alone. refuse: takes what goes with an image that is too large for the memory;
-    confidence: as `trainer.inference.predict` has it.
+    Large images come alone. refuse: takes what goes with an image that is too large for the memory; with_confidence:
+    whether probabilities are asked for.
     """
     batch: list[Sample[T]] = []
     for sample in samples:
         if is_large(*sample[:2]):
-            yield from _predict_batch(model, [sample], config, device, refuse, confidence)
+            yield from _predict_batch(model, [sample], config, device, refuse, with_confidence)
             continue
         batch.append(sample)
         if len(batch) == config.evaluate.batch_size:
-            yield from _predict_batch(model, batch, config, device, refuse, confidence)
+            yield from _predict_batch(model, batch, config, device, refuse, with_confidence)
             batch = []
     if batch:
-        yield from _predict_batch(model, batch, config, device, refuse, confidence)
+        yield from _predict_batch(model, batch, config, device, refuse, with_confidence)
 
 
 def _predict_batch(
@@ -62,23 +71,32 @@ def _predict_batch(
     config: Config,
     device: torch.device,
     refuse: Callable[[T], None],
-    confidence: float,
-) -> list[tuple[T, UInt8Array]]:
+    with_confidence: bool,
+) -> list[tuple[T, Prediction]]:
     """`predict_each` of images that are looked at together; if that is too much for the memory, one by one."""
     try:
         image, size, told = batch[0]
         if is_large(image, size):
-            return [(told, predict_tiles(model, image, size, config, device, confidence))]
-        found = predict_all(model, iter(batch), config, device, confidence)
-        return [(told, classes.byte().cpu().numpy()) for told, classes in found]
+            return [(told, predict_tiles(model, image, size, config, device, with_confidence))]
+        if with_confidence:
+            sure = predict_all(model, iter(batch), config, device, predict_with_confidence)
+            return [(told, Prediction(to_ids(classes), p.cpu().numpy())) for told, (classes, p) in sure]
+        found = predict_all(model, iter(batch), config, device, predict)
+        return [(told, Prediction(to_ids(classes), None)) for told, classes in found]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
     if len(batch) == 1:
         refuse(batch[0][2])
         return []
-    alone = [_predict_batch(model, [sample], config, device, refuse, confidence) for sample in batch]
+    alone = [_predict_batch(model, [sample], config, device, refuse, with_confidence) for sample in batch]
     return [pair for pairs in alone for pair in pairs]
+
+
+def to_ids(classes: Tensor) -> UInt8Array:
+    """Return classes (H,W) of any integer type as uint8 on the CPU."""
+    ids: UInt8Array = classes.byte().cpu().numpy()
+    return ids
 
 
 def is_large(seen: Tensor, size: torch.Size) -> bool:
@@ -98,9 +116,9 @@ def predict_tiles(
     size: torch.Size,
     config: Config,
     device: torch.device,
-    confidence: float = 0.0,
-) -> UInt8Array:
-    """Return the classes (H,W) uint8, at `size`, of an image (3,h,w) of values 0..255.
+    with_confidence: bool = False,
+) -> Prediction:
+    """Return the prediction, at `size`, of an image (3,h,w) of values 0..255.
 
     An image of LARGEST_SEEN pixels at most is one tile, which gives what `trainer.inference.predict` gives; of others
     each tile decides SIDE pixels a side and sees MARGIN more.
@@ -108,6 +126,7 @@ def predict_tiles(
     height, width = image.shape[1:]
     side = max(height, width) if height * width <= LARGEST_SEEN else SIDE
     classes = np.empty(tuple(size), np.uint8)
+    confidence = np.empty(tuple(size), np.float32) if with_confidence else None
     for top in range(0, height, side):
         for left in range(0, width, side):
             above, before = max(0, top - MARGIN), max(0, left - MARGIN)
@@ -117,9 +136,12 @@ def predict_tiles(
             x = _positions(columns, width, size[1], before, tile.shape[2], device)
             for band in _bands(rows, len(columns)):
                 y = _positions(band, height, size[0], above, tile.shape[1], device)
-                found = _most_likely(scores, y, x, confidence).cpu().numpy()
-                classes[band.start : band.stop, columns.start : columns.stop] = found
-    return classes
+                found, probability = _most_likely(scores, y, x, with_confidence)
+                place = np.s_[band.start : band.stop, columns.start : columns.stop]
+                classes[place] = found.cpu().numpy()
+                if confidence is not None and probability is not None:
+                    confidence[place] = probability.cpu().numpy()
+    return Prediction(classes, confidence)
 
 
 def _shown(first: int, side: int, seen: int, shown: int) -> range:
@@ -144,11 +166,13 @@ def _positions(
     return before.long(), (before.long() + 1).clamp(max=length - 1), at - before
 
 
-def _most_likely(scores: Tensor, y: Positions, x: Positions, confidence: float = 0.0) -> Tensor:
+def _most_likely(
+    scores: Tensor, y: Positions, x: Positions, with_confidence: bool
+) -> tuple[Tensor, Tensor | None]:
     """Return the class (H,W) uint8 that is largest of scores (K,h,w) interpolated bilinearly, the first of equals.
 
-    Where it is less probable than `confidence`, by a softmax over the scores, it is IGNORE_INDEX. Columns come first:
-    there are fewer rows to gather them from.
+    Second comes how probable it is, by a softmax over the scores, if asked for. Columns come first: there are fewer
+    rows to gather them from.
     """
     first, last = int(y[0][0]), int(y[1][-1]) + 1
     highest = torch.full((len(y[0]), len(x[0])), -torch.inf, device=scores.device)
@@ -160,6 +184,6 @@ def _most_likely(scores: Tensor, y: Positions, x: Positions, confidence: float =
         found = torch.lerp(above, below, y[2][:, None])
         classes.masked_fill_(found > highest, class_id)
         torch.maximum(highest, found, out=highest)
-        if confidence:
+        if with_confidence:
             torch.logaddexp(total, found, out=total)
-    return classes.masked_fill_((highest - total).exp() < confidence, IGNORE_INDEX) if confidence else classes
+    return classes, (highest - total).exp() if with_confidence else None

@@ -14,7 +14,7 @@ from datasets.unreadable import Unreadable
 from models import SegmentationModel
 from trainer.config import Config
 from trainer.data import evaluate_transform
-from trainer.inference import predict_all
+from trainer.inference import predict, predict_all
 from trainer.plan import Evaluation, Plan
 from utils.console import progress_bar
 from utils.distributed import Worker
@@ -146,7 +146,7 @@ def evaluate(
     read = progress_bar(progress, len(dataset), unit="image", over=loader, shown=shown)
     sound = unreadable.watch((image, label, [problem]) for image, label, problem in read)
     samples = ((image, label.shape, label) for image, label in sound)
-    for label, prediction in predict_all(model, samples, config, worker.device):
+    for label, prediction in predict_all(model, samples, config, worker.device, predict):
         confusion.update(prediction[None], label.to(worker.device, non_blocking=True).long()[None])
     unreadable.agree(worker.gather)
     matrix: npt.NDArray[np.int64] = confusion.compute().cpu().numpy().astype(np.int64)

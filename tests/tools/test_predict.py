@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,14 @@ from datasets.shapes import ShapesDataset
 from datasets.transforms import resize_short_side
 from models import load_model
 from tests.support.cli import run_tool, write_tiny_config
-from tools.predict import OPACITY, Images, adapt_config, find_images, find_short_sides, main
+from tools.predict import adapt_config, find_short_sides, main
+from tools.predicting.inputs import Images, describe_left_out, find_images
+from tools.predicting.outputs import OPACITY
+from tools.predicting.videos import read_frames
+from trainer import tiles
 from trainer.config import load_config
 from trainer.inference import predict, score_views
+from utils.errors import DataError
 
 
 @pytest.fixture
@@ -115,7 +121,7 @@ def test_pixels_that_the_model_is_less_sure_of_than_asked_get_no_class(
     scores = torch.nn.functional.interpolate(scores, size=pixels.shape[:2], mode="bilinear")
     probability, classes = scores.softmax(dim=1)[0].max(dim=0)
     middle = float(probability.median())
-    view = ["--short-side", "32", "--confidence", str(middle)]
+    view = ["--short-side", "32", "--min-confidence", str(middle), "--confidence"]
     assert main([*arguments, "--device", "cpu", *view]) == 0
     found = np.array(Image.open(output / "masks" / "a.png"))
     expected = classes.masked_fill(probability < middle, 255).numpy()
@@ -125,6 +131,10 @@ def test_pixels_that_the_model_is_less_sure_of_than_asked_get_no_class(
     assert entry["shares"]["(unsure)"] == pytest.approx((found == 255).mean())
     shown = np.array(Image.open(output / "overlays" / "a.png"))
     assert (shown[found == 255] == pixels[found == 255]).all()
+    grey = np.array(Image.open(output / "confidence" / "a.png"))
+    assert np.abs(grey - 255 * probability.numpy()).max() < 2
+    assert entry["confidence"] == "confidence/a.png"
+    assert entry["mean_confidence"] == pytest.approx(float(probability.mean()), abs=1e-3)
 
 
 def test_the_command_line_tells_bad_images_by_name_and_does_the_others(
@@ -182,6 +192,18 @@ class TestFindImages:
         raw = {Path("photo"): images / "photo.raw"}
         assert find_images([str(images / "photo.raw")], tmp_path / "out") == raw
 
+    def test_what_is_no_image_is_named(self, images: Path, tmp_path: Path) -> None:
+        for name in ("notes.txt", "inner/b.heic", "clip.MP4", ".hidden"):
+            (images / name).touch()
+        left_out: list[Path] = []
+        found = find_images([str(images), str(images / "*")], tmp_path / "out", left_out)
+        assert found[Path("clip")] == images / "clip.MP4"
+        assert {path.name for path in left_out} == {"notes.txt", "b.heic"}
+        told = "left out, as they are no images by their suffix: "
+        assert describe_left_out([Path("b.heic"), Path("a.txt")]) == told + "'b.heic', 'a.txt'"
+        many = [Path(f"{i}.txt") for i in range(7)]
+        assert describe_left_out(many) == f"{told}'0.txt', '1.txt', '2.txt', '3.txt', '4.txt' and 2 more"
+
     def test_earlier_results_are_no_input_of_globs_and_by_name(self, images: Path) -> None:
         for pattern in ("**/*.png", "*"):
             assert find_images([str(images / pattern)], images / "inner").keys() == {Path("a"), Path("b")}
@@ -234,3 +256,63 @@ def test_numbers_that_are_none_are_refused_with_what_is_allowed(
     assert capsys.readouterr().err.endswith(
         f"error: argument {option}: '{value}': give a whole number of at least 1{more}\n"
     )
+
+
+def write_video(path: Path, num_frames: int) -> None:
+    """Frames of 64x48 pixels, each of one grey: 40, 60, 80, …"""
+    av = pytest.importorskip("av", reason="pip install av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 40 + 20 * i, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_frames_of_a_video_have_masks_in_a_folder_of_its_name(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    write_video(folder / "clip.mp4", 5)
+    (folder / "broken.avi").write_bytes(b"no video")
+    (folder / "notes.txt").touch()
+    arguments = [checkpoint(finished_run), str(folder), "--output", str(output), "--every", "2"]
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--device", "cpu"])
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert "broken.avi: not a video that av can decode" in captured.err
+    assert captured.out.splitlines() == [
+        "left out, as they are no images by their suffix: 'notes.txt'",
+        f"{output}: 3 of 3 images, 5 classes",
+    ]
+    frames = ["frame_000000.png", "frame_000002.png", "frame_000004.png"]
+    assert sorted(path.name for path in (output / "masks" / "clip").iterdir()) == frames
+    entries = json.loads((output / "predictions.json").read_text())["images"]
+    assert entries[1]["image"] == f"{folder / 'clip.mp4'}, frame 2"
+    overlay = np.array(Image.open(output / "overlays" / "clip" / frames[2]))
+    mask = np.array(Image.open(output / "masks" / "clip" / frames[2]))
+    assert overlay.shape == (48, 64, 3)
+    assert np.abs(overlay[mask == 0].astype(int) - 120).max(initial=0) < 5
+
+
+def test_a_video_without_av_is_told_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(DataError, match=r"clip\.mp4: a video, which the package av reads: pip install av"):
+        next(read_frames(tmp_path / "clip.mp4", 1))
+
+
+def test_large_images_are_said_to_be_looked_at_in_tiles(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "LARGEST_SEEN", 50 * 50)
+    for name, side in (("large", 60), ("small", 40)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{name}.png")
+    images = [str(tmp_path / f"{name}.png") for name in ("large", "small")]
+    output = ["--output", str(tmp_path / "out"), "--num-workers", "0", "--device", "cpu"]
+    assert main([checkpoint(finished_run), *images, *output]) == 0
+    assert capsys.readouterr().out.startswith("1 images are large, and were looked at in tiles\n")

@@ -13,7 +13,7 @@ from torch import Tensor
 from models import SegmentationModel, load_model
 from trainer import tiles
 from trainer.config import Config, load_config
-from trainer.inference import predict
+from trainer.inference import predict, predict_with_confidence
 from trainer.tiles import predict_each, predict_tiles
 
 CPU = torch.device("cpu")
@@ -39,21 +39,25 @@ def draw(height: int, width: int, seed: int = 0) -> Tensor:
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255)[0].byte()
 
 
-@pytest.mark.parametrize("confidence", [0.0, 0.4])
 @pytest.mark.parametrize("size", [(40, 56), (200, 280), (33, 57)])
 def test_one_tile_gives_what_a_prediction_at_once_gives(
     model: SegmentationModel,
     config: Config,
     monkeypatch: pytest.MonkeyPatch,
     size: tuple[int, int],
-    confidence: float,
 ) -> None:
     monkeypatch.setattr(tiles, "PIXELS_AT_ONCE", size[1] * 7)  # seven rows a time
     image = draw(40, 56)
-    expected = predict(model, image[None], [torch.Size(size)], config, confidence)[0].numpy()
-    found = predict_tiles(model, image, torch.Size(size), config, CPU, confidence)
+    expected = predict(model, image[None], [torch.Size(size)], config)[0].numpy()
+    found, nothing = predict_tiles(model, image, torch.Size(size), config, CPU)
+    assert nothing is None
     assert (found.dtype, found.shape) == (np.uint8, size)
     assert np.mean(found != expected) < 1e-3  # rounding, where two classes are as likely
+    ((classes, probability),) = predict_with_confidence(model, image[None], [torch.Size(size)], config)
+    found, confidence = predict_tiles(model, image, torch.Size(size), config, CPU, with_confidence=True)
+    assert np.mean(found != classes.numpy()) < 1e-3
+    assert confidence is not None
+    np.testing.assert_allclose(confidence, probability.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(300, 420), (100, 140), (301, 777)])
@@ -73,7 +77,7 @@ def test_tiles_cover_every_pixel_and_agree_with_the_whole(
     config = config.model_copy(update={"evaluate": evaluate})
     image = draw(300, 420)
     expected = predict(model, image[None], [torch.Size(size)], config)[0].numpy()
-    found = predict_tiles(model, image, torch.Size(size), config, CPU)
+    found, _ = predict_tiles(model, image, torch.Size(size), config, CPU)
     assert found.shape == size
     # The pooled features of a whole image are those of no tile.
     assert np.mean(found != expected) < (0.02 if mode == "sliding" else 0.5)
@@ -90,7 +94,7 @@ def test_large_images_come_alone_and_the_others_together(
             yield draw(32, 32, index), torch.Size(size), index
 
     found = dict(predict_each(model, samples(), config, CPU, never))
-    assert {index: classes.shape for index, classes in found.items()} == dict(enumerate(sizes))
+    assert {index: prediction.classes.shape for index, prediction in found.items()} == dict(enumerate(sizes))
 
 
 def test_an_image_too_large_for_the_memory_is_refused_alone(

@@ -9,6 +9,7 @@ from methods.mbs import MBS
 from methods.mib import MiB
 from methods.nest import NeST
 from methods.plop import PLOP
+from methods.rcil import RCIL
 from methods.ridge import Ridge
 from methods.segacil import SegACIL
 from methods.ssul import SSUL
@@ -31,6 +32,7 @@ METHODS: dict[str, type[Method]] = {
     "mbs_ucb": MBSUCB,
     "plop_ucb": PLOPUCB,
     "ssul_ucb": SSULUCB,
+    "rcil": RCIL,
     "ridge": Ridge,
     "segacil": SegACIL,
 }

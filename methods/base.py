@@ -12,6 +12,7 @@ from losses.feature_distillation import embedding_distillation
 from losses.fused import softmax_terms
 from losses.reduction import mean_or_zero
 from models import SegmentationModel
+from models.base import Stages
 from utils.config.section import NamedSection
 
 IGNORE_INDEX = 255
@@ -149,8 +150,8 @@ class Method:
     may add modules and state, which a run that starts from the other's base step does not find. None: there is none."""
     scores: ClassVar[Literal["softmax", "sigmoid"]] = "softmax"
     """What the model's logits are read as."""
-    needs_stages: ClassVar[bool] = False
-    """Whether a term looks at the feature maps of the backbone's stages."""
+    needs_stages: ClassVar[Stages] = False
+    """Whether a term looks at the feature maps of the backbone's stages, and at which."""
     trains: ClassVar[bool] = True
     """Whether the step has iterations; false where `begin_step` does all there is to do."""
     needs_new_classes: ClassVar[bool] = True

@@ -18,6 +18,8 @@ Start = Literal["random", "background", "shared_background"]
 """As what new classes start: anew, as copies of the background's classifier, or as copies that share with it what the
 background scored, biases lowered by log(1 + new classes) (MiB, arXiv 2002.00718, eq. 10)."""
 
+Stages = bool | Literal["activated"]
+"""Whether the maps of a backbone's stages are wanted, and whether before or behind the activation that ends each."""
 
 MAX_CHANNELS = 2**14
 
@@ -168,6 +170,6 @@ class SegmentationModel(nn.Module):
         """Return those of them that belong to the newest step's classes."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
-        """with_stages: fill `SegOutput.stages`, where the backbone has stages. full_size: fill its logits."""
+    def forward(self, images: Tensor, with_stages: Stages = False, full_size: bool = True) -> SegOutput:
+        """with_stages: fill `SegOutput.stages`, where the backbone has them. full_size: fill its logits."""
         raise NotImplementedError

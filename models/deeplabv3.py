@@ -8,9 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.backbone import build_backbone, feature_maps, watch_stage_ends
-from models.base import MAX_CHANNELS, ModelOptions, SegmentationModel, Start
+from models.base import MAX_CHANNELS, ModelOptions, SegmentationModel, Stages, Start
 from models.classifier import GrowingClassifier
 from models.closed_form import pool_to_grid
+from models.compensation import compensate_bottlenecks, compensate_sequence
 from models.output import SegOutput
 
 
@@ -67,6 +68,11 @@ class DeepLabV3(SegmentationModel):
         alone (MiB, PLOP)."""
         dropout: float = Field(0.0, ge=0, lt=1)
         """Dropout of the maps that the last of these convolutions sees (0.1 in SSUL and DKD)."""
+        compensation: bool = False
+        """Two branches for the 3x3 convolutions of a ResNet's bottlenecks and for those of ASPP (RCIL). With each new
+        step one of them becomes the average of both, and remembers."""
+        branch_drop: float = Field(0.66, ge=0, le=1)
+        """Share of a layer's channels for which a training pass takes one of the two branches alone, by chance."""
 
     trains_on_single_images = False
     has_stages = True
@@ -79,8 +85,14 @@ class DeepLabV3(SegmentationModel):
             options.backbone, options.pretrained, options.output_stride
         )
         self.stage_ends = watch_stage_ends(self.backbone)
+        if options.compensation:
+            compensate_bottlenecks(self.backbone, options.backbone, options.branch_drop)
         rates = tuple(rate * 16 // options.output_stride for rate in (6, 12, 18))
         self.aspp = ASPP(in_channels, options.channels, rates)
+        if options.compensation:
+            for branch in self.aspp.branches:
+                assert isinstance(branch, nn.Sequential)
+                compensate_sequence(branch, options.branch_drop)
         channels = self.aspp.out_channels
         self.reduce: nn.Module = nn.Identity()
         if options.head == "1x1+3x3":
@@ -105,17 +117,17 @@ class DeepLabV3(SegmentationModel):
     def newest_parameters(self) -> list[nn.Parameter]:
         return list(self.classifier.heads[-1].parameters())
 
-    def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
+    def forward(self, images: Tensor, with_stages: Stages = False, full_size: bool = True) -> SegOutput:
         if self.closed_form is not None:
             return self.solved_output(images, full_size)
         for end in filter(None, self.stage_ends):
-            end.keeps = with_stages
+            end.keeps = with_stages is True
         stages = self._stages(images)
         features = self._features(self.aspp(stages[-1]))
         grid_logits = self.classify(features)
         logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
         ends = zip(stages, self.stage_ends, strict=True) if with_stages else ()
-        kept = tuple(stage if end is None else end.take() for stage, end in ends)
+        kept = tuple(end.take() if end and with_stages is True else stage for stage, end in ends)
         return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), None, kept)
 
     def named_maps(self, images: Tensor, names: Sequence[str]) -> dict[str, Sequence[Tensor]]:

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from models.backbone import build_vit, vit_tokens
-from models.base import MAX_CHANNELS, ModelOptions, SegmentationModel, Start
+from models.base import MAX_CHANNELS, ModelOptions, SegmentationModel, Stages, Start
 from models.output import SegOutput
 from models.pretrained import load_decoder
 
@@ -161,7 +161,7 @@ class Segmenter(SegmentationModel):
         parts = (self.classifier.tokens, self.classifier.scales, self.classifier.shifts)
         return [part[-1] for part in parts]
 
-    def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
+    def forward(self, images: Tensor, with_stages: Stages = False, full_size: bool = True) -> SegOutput:
         if self.closed_form is not None:
             return self.solved_output(images, full_size)
         features, class_embeddings = self._decode(self._encode(images))

@@ -420,6 +420,11 @@ def _check_old_weights(config: Config) -> list[str]:
             )
         if getattr(train, field) and not METHODS[name].trains:
             problems.append(f"train.{field}: method.name {name} trains no weights; set it to false")
+    if train.fuse_old_weights and getattr(config.model, "compensation", False):
+        problems.append(
+            "train.fuse_old_weights: fuses weight by weight, and model.compensation gives a branch another meaning "
+            "with every step; set one of them to false"
+        )
     if train.fuse_old_weights and train.freeze_extractor:
         problems.append(
             "train.fuse_old_weights: train.freeze_extractor keeps all old weights as they are, so there is nothing to "

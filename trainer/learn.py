@@ -14,6 +14,7 @@ from datasets.transforms import EvaluateTransform, TrainTransform
 from methods import METHODS, Method, method_of_step
 from models import SegmentationModel
 from models.backbone import convert_to_sync_batch_norm
+from models.compensation import two_branches
 from trainer.best_weights import best_weights
 from trainer.checkpoint import (
     RERUN,
@@ -127,6 +128,8 @@ def start_step(session: Session, step: Step) -> Learner:
         method.modules = make_parts(method, config)
         restore_method(method, checkpoint, worker.device)
         network = Network(model, method.modules)
+        for layer in two_branches(model):
+            layer.merge()
         if step.num_new:
             method.add_classes(model, step.num_new)
         if method.needs_old_model:

@@ -29,6 +29,7 @@ OURS = {
         "mbs_ucb",
         "plop_ucb",
         "ssul_ucb",
+        "rcil",
         "ridge",
         "segacil",
     },

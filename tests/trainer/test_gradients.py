@@ -30,8 +30,8 @@ OVERRIDES = (
 )
 MBS = ("method=mbs", "method.threshold=0.5", "method.pseudo_label_weight=0.5")
 MODELS = {
-    "deeplabv3": ("model.output_stride=8",),
-    # Stochastic depth draws other numbers for other cuts.
+    # Other cuts draw other numbers: gates of two branches, stochastic depth.
+    "deeplabv3": ("model.output_stride=8", "model.branch_drop=0"),
     "segmenter": (
         "model.name=segmenter",
         "model.backbone=test_vit",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from models import MODELS, ModelOptions, SegmentationModel, SegOutput, build_model
+from models.base import Stages
 from tests.support.cli import write_tiny_config
 from trainer.config import Config, load_config
 from trainer.inference import group_by_shape, predict, score_views, score_windows, window_starts
@@ -28,7 +29,7 @@ class Fake(SegmentationModel):
         """Return (B,K,H,W)."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
+    def forward(self, images: Tensor, with_stages: Stages = False, full_size: bool = True) -> SegOutput:
         self.shapes.append(tuple(images.shape))
         logits = self.logits(images)
         return SegOutput(logits, logits, logits, torch.zeros(logits.shape[1], 1), None)

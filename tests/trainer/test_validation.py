@@ -15,6 +15,7 @@ from datasets.source import SegmentationDataset
 from datasets.tasks import build_task
 from datasets.transforms import EvaluateTransform
 from models import ModelOptions, SegmentationModel, SegOutput
+from models.base import Stages
 from tests.support.cli import write_tiny_config
 from trainer.config import Config, load_config
 from trainer.inference import images_at_once, predict
@@ -34,7 +35,7 @@ class ReadsTheAnswer(SegmentationModel):
         super().__init__([1], ModelOptions(backbone="test_resnet"))
         self.shapes: list[tuple[int, ...]] = []
 
-    def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
+    def forward(self, images: Tensor, with_stages: Stages = False, full_size: bool = True) -> SegOutput:
         self.shapes.append(tuple(images.shape))
         classes = torch.arange(NUM_CLASSES)[:, None, None]
         logits = -(images[:, :1].float() - 100 - classes).square()
@@ -68,7 +69,7 @@ def random_samples(*sizes: tuple[int, int]) -> dict[str, tuple[UInt8Array, UInt8
 class SeesTheWhole(ReadsTheAnswer):
     """Takes a pixel for what is left of it and below, so that it matters which window shows it."""
 
-    def forward(self, images: Tensor, with_stages: bool = False, full_size: bool = True) -> SegOutput:
+    def forward(self, images: Tensor, with_stages: Stages = False, full_size: bool = True) -> SegOutput:
         sums = images.float().cumsum(dim=3).flip(2).cumsum(dim=2).flip(2)
         return super().forward(100 + (sums % 97) / 24)
 

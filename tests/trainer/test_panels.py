@@ -13,9 +13,10 @@ from datasets.shapes import CLASSES, ShapesDataset
 from datasets.source import SegmentationDataset
 from datasets.tasks import build_task
 from tests.support.data import stripes
-from trainer.panels import MAX_SIDE, NUM_CANDIDATES, choose_images, join_panel, shrink
+from trainer.panels import MAX_SIDE, NUM_CANDIDATES, choose_images, join_panel, leave_out, shrink
 from utils.errors import DataError
 from utils.images import UInt8Array, make_palette
+from utils.metrics import leave_out_unlabelled
 from utils.report.pictures import IGNORED_COLOUR, read_panels, write_image, write_mask
 
 TASK = build_task("2-1", ["background", "a", "b", "c", "d"])
@@ -23,19 +24,20 @@ TASK = build_task("2-1", ["background", "a", "b", "c", "d"])
 
 @dataclass
 class Labels:
-    """A data set of labels alone; None is one that cannot be read."""
+    """A data set of labels and grey images; None is a label that cannot be read."""
 
     labels: dict[str, UInt8Array | None] = field(default_factory=dict)
+    greys: dict[str, int] = field(default_factory=dict)
 
     @property
     def ids(self) -> tuple[str, ...]:
         return tuple(self.labels)
 
-    def read_label(self, image_id: str) -> UInt8Array:
+    def read(self, image_id: str) -> tuple[UInt8Array, UInt8Array]:
         label = self.labels[image_id]
         if label is None:
             raise DataError(f"{image_id}: broken")
-        return label
+        return np.full((*label.shape, 3), self.greys.get(image_id, 0), np.uint8), label
 
 
 def choose(count: int, **labels: UInt8Array | None) -> list[str]:
@@ -45,27 +47,44 @@ def choose(count: int, **labels: UInt8Array | None) -> list[str]:
 def test_images_that_show_many_steps_come_first_then_many_classes() -> None:
     labels = {"base": stripes(0, 1, 2), "one": stripes(0, 3), "steps": stripes(1, 3, 4), "b": stripes(2)}
     assert choose(1, **labels) == ["steps"]
-    # Of classes not shown yet only b is left.
-    assert choose(2, **labels) == ["base", "steps"], "in the order of the data set"
+    # Of classes not shown yet only b is left, and the image of b alone differs more; in the order of the data set.
+    assert choose(2, **labels) == ["steps", "b"]
     assert choose(9, **labels) == list(labels)
     assert choose(0, **labels) == []
+
+
+def test_of_images_that_show_the_same_classes_those_that_look_different_come_first() -> None:
+    greys = {"dark": 0, "darker": 10, "grey": 120, "light": 250}
+    dataset = Labels({name: stripes(0, 1, 3) for name in greys}, greys)
+    assert choose_images(cast(SegmentationDataset, dataset), TASK, 2) == ["dark", "light"]
+    assert choose_images(cast(SegmentationDataset, dataset), TASK, 3) == ["dark", "grey", "light"]
+
+
+def test_once_every_class_is_shown_other_sets_of_classes_come_first() -> None:
+    labels = {
+        "all": stripes(1, 2, 3, 4),
+        "most": stripes(1, 2, 3),
+        "one": stripes(4),
+        "again": stripes(1, 2, 3, 4),
+    }
+    assert choose(2, **labels) == ["all", "one"]
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 64, 65, 127, 128, 1000])
 def test_at_most_64_images_are_looked_at_evenly_from_the_first_to_the_last(num_images: int) -> None:
     @dataclass
     class Counted(Labels):
-        read: list[int] = field(default_factory=list)
+        asked: list[int] = field(default_factory=list)
 
-        def read_label(self, image_id: str) -> UInt8Array:
-            self.read.append(int(image_id))
-            return super().read_label(image_id)
+        def read(self, image_id: str) -> tuple[UInt8Array, UInt8Array]:
+            self.asked.append(int(image_id))
+            return super().read(image_id)
 
     dataset = Counted({str(i): stripes(0, 1) for i in range(num_images)})
     choose_images(cast(SegmentationDataset, dataset), TASK, 1)
-    assert len(dataset.read) == min(num_images, NUM_CANDIDATES)
-    assert (dataset.read[0], dataset.read[-1]) == (0, num_images - 1)
-    steps = np.diff(dataset.read)
+    assert len(dataset.asked) == min(num_images, NUM_CANDIDATES)
+    assert (dataset.asked[0], dataset.asked[-1]) == (0, num_images - 1)
+    steps = np.diff(dataset.asked)
     assert np.ptp(steps) <= 1 if num_images > 1 else len(steps) == 0
 
 
@@ -102,6 +121,19 @@ def test_a_panel_shows_image_label_and_prediction_in_the_palette() -> None:
     assert (panel[:, 8:] == (40, 50, 60)).all()
 
 
+@pytest.mark.parametrize("unlabelled", [{1}, {2}, {1, 2}, set()])
+def test_what_is_left_of_a_label_is_what_the_scores_count(unlabelled: set[int]) -> None:
+    """Pixel for pixel as the matrix: torch.randint draws every pair of label and prediction."""
+    generator = torch.Generator().manual_seed(0)
+    label, prediction = (torch.randint(0, 4, (40, 40), generator=generator).byte() for _ in range(2))
+    kept = leave_out(label, prediction, unlabelled)
+    counts = np.zeros((4, 4), np.int64)
+    np.add.at(counts, (label.numpy(), prediction.numpy()), 1)
+    left = np.zeros((4, 4), np.int64)
+    np.add.at(left, (kept[kept < 255].numpy(), prediction[kept < 255].numpy()), 1)
+    assert (left == leave_out_unlabelled(counts, unlabelled)).all()
+
+
 def test_a_run_keeps_the_same_images_and_the_prediction_of_every_step(finished_run: Path) -> None:
     panels, problems = read_panels(finished_run, num_steps=2)
     assert problems == []
@@ -117,6 +149,12 @@ def test_a_run_keeps_the_same_images_and_the_prediction_of_every_step(finished_r
         assert last is not None
         assert base.shape == last.shape == label.shape
         assert base.max() < 3, "step 0 knows background and two classes"
+        # Step 0 is scored on no pixel of the classes to come, the last step on all.
+        first, second = panel.scored
+        assert first is not None
+        assert second is not None
+        assert (first == np.where(panel.ground_truth < 3, panel.ground_truth, 255)).all()
+        assert (second == panel.ground_truth).all()
         with Image.open(finished_run / "panels" / panel.image_id / "image.jpg") as kept:
             assert np.abs(np.asarray(kept, dtype=int) - image).mean() < 20
         with Image.open(finished_run / "panels" / panel.image_id / "ground_truth.png") as mask:

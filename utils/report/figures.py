@@ -20,12 +20,16 @@ MAX_ANNOTATED_STEPS = 10
 MAX_POINTS = 1500
 """Of a training curve; a browser draws no more of them, and the file stays small."""
 MAX_MARKERS = 40
+WITH_LEGEND = 112
+"""Pixels above a plot with a legend of two lines."""
 FLOW_COLOURS = {
     "predicted as labelled": "#9AA5B1",
     "predicted as background": "#1A1A1A",
     "predicted as another old class": "#0072B2",
     "predicted as another new class": "#E69F00",
 }
+ON_DARK = {"#000000": "#F2F4F6", "#1A1A1A": "#F2F4F6", "#0072B2": "#3FA7E0"}
+"""Of lines and bars that do not show on a dark page: black, and a dark blue."""
 _DASHES = {"-": "solid", "--": "dash", ":": "dot"}
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down"}
 _NOT_LEARNED = "#F0F0F0"
@@ -47,6 +51,7 @@ def draw_miou(steps: Sequence[Mapping[str, Any]]) -> go.Figure:
                 showlegend=column == 1,
                 mode="lines+markers",
                 line={"color": colour, "dash": _DASHES[dash], "width": 3 if key == "miou_all" else 2},
+                meta=_colours(colour),
                 marker={"symbol": _SYMBOLS[marker], "size": 8},
                 hovertemplate="%{y:.1f}",
                 row=1,
@@ -54,7 +59,7 @@ def draw_miou(steps: Sequence[Mapping[str, Any]]) -> go.Figure:
             )
     figure.update_yaxes(rangemode="tozero", gridcolor=_GRID, ticksuffix=" %")
     figure.update_xaxes(title_text="step", **_step_axis(index))
-    return _finish(figure, height=340, hovermode="x unified")
+    return _finish(figure, height=400, above=WITH_LEGEND, hovermode="x unified")
 
 
 def draw_classes(
@@ -72,7 +77,7 @@ def draw_classes(
     """
     num_classes, num_steps = iou.shape
     is_long = num_classes > 60
-    titles = ("IoU", "forgetting: best IoU so far − IoU now", "labelled pixels lost to background")
+    titles = ("IoU", "forgetting", "lost to background")
     figure = make_subplots(1, 3, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.02)
     scales = (("Cividis", 100), ("Reds", _highest(forgetting)), ("Purples", _highest(lost)))
     shown = [html.escape(name) for name in names]
@@ -141,13 +146,14 @@ def draw_flow(steps: Sequence[int], flows: Sequence[FloatArray]) -> go.Figure:
                 legendgroup=kind,
                 showlegend=row == 0,
                 marker={"color": colour, "line": {"width": 0}},
+                meta=_colours(colour),
                 hovertemplate="%{y:.1f}",
                 row=1,
                 col=row + 1,
             )
     figure.update_yaxes(range=[0, 100], ticksuffix=" %", gridcolor=_GRID)
     figure.update_xaxes(title_text="step", **_step_axis(steps))
-    return _finish(figure, height=340, barmode="stack", bargap=0.25, hovermode="x unified")
+    return _finish(figure, height=400, above=WITH_LEGEND, barmode="stack", bargap=0.25, hovermode="x unified")
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]]) -> go.Figure:
@@ -174,6 +180,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]]) -> go.Figure:
             y=y,
             mode="lines" if len(lines) > MAX_MARKERS else "lines+markers",
             line={"color": "#0072B2", "width": 1.5},
+            meta=_colours("#0072B2"),
             connectgaps=False,
             showlegend=False,
             hovertemplate="iteration %{x:.0f}: %{y:.4g}<extra></extra>",
@@ -224,6 +231,11 @@ def _curve(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float | 
     return x, y
 
 
+def _colours(colour: str) -> dict[str, str] | None:
+    """A trace's colour and the one that it has on a dark page, for the page's script; None where it shows on both."""
+    return {"light": colour, "dark": ON_DARK[colour]} if colour in ON_DARK else None
+
+
 def _highest(values: FloatArray) -> float:
     """The upper end of a colour scale, in percent: 10 at least, so that a little does not look like much."""
     return max(10.0, 100 * float(np.nanmax(values))) if not np.isnan(values).all() else 10.0
@@ -243,12 +255,13 @@ def _percent(fraction: float | None) -> float | None:
     return None if fraction is None or math.isnan(fraction) else 100 * fraction
 
 
-def _finish(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
+def _finish(figure: go.Figure, height: int, above: int = 50, **layout: Any) -> go.Figure:
+    """above: pixels for what stands above the plot: the toolbar, then a legend, then titles."""
     base = {
         "height": height,
-        "margin": {"l": 10, "r": 10, "t": 60, "b": 10},
+        "margin": {"l": 10, "r": 10, "t": above, "b": 10},
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#222222"},
-        "legend": {"orientation": "h", "y": 1.12, "yanchor": "bottom", "x": 0},
+        "legend": {"orientation": "h", "y": 1 + 26 / (height - above - 50), "yanchor": "bottom", "x": 0},
     }
     figure.update_layout(base | layout)
     figure.update_annotations(font_size=13)

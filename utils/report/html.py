@@ -113,10 +113,28 @@ def render(run_dir: Path, results: Mapping[str, Any]) -> str:
         colours={c: colour for c, _, colour in legend},
         class_names={c: name for c, name, _ in legend},
         problems=problems,
+        contents=list_contents(problems, flows, panels, training),
         config=config,
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         plotly=get_plotlyjs(),
     )
+
+
+def list_contents(
+    problems: Sequence[str], flows: Mapping[int, Any], panels: Sequence[Panel], training: Sequence[Any]
+) -> list[tuple[str, str]]:
+    """Return the sections that the page has, (id, title)."""
+    parts = [
+        ("problems", "Left out", problems),
+        ("task", "Task", True),
+        ("scores", "mIoU", True),
+        ("per-class", "Every class", True),
+        ("shift", "Background shift", flows),
+        ("images", "Images", panels),
+        ("training", "Training", training),
+        ("run", "Run", True),
+    ]
+    return [(name, title) for name, title, is_there in parts if is_there]
 
 
 def draw(
@@ -178,15 +196,23 @@ def masks_of(panel: Panel) -> list[UInt8Array]:
 
 
 def describe_panel(panel: Panel) -> dict[str, Any]:
-    """Return a panel as the page's script takes it: image as a data URI, masks as [id, run length, id, ...]."""
-    height, width = panel.ground_truth.shape
+    """Return a panel as the page's script takes it: image as a data URI, masks as [id, run length, id, ...].
+
+    scored: null where a step's scores are held against the ground truth as it is shown.
+    """
+    truth = panel.ground_truth
+    height, width = truth.shape
     return {
         "id": panel.image_id,
         "width": width,
         "height": height,
         "image": f"data:image/jpeg;base64,{base64.b64encode(panel.image).decode()}",
-        "truth": encode_runs(panel.ground_truth),
+        "truth": encode_runs(truth),
         "predictions": [None if mask is None else encode_runs(mask) for mask in panel.predictions],
+        "scored": [
+            None if mask is None or np.array_equal(mask, truth) else encode_runs(mask)
+            for mask in panel.scored
+        ],
     }
 
 

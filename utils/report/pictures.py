@@ -1,7 +1,7 @@
 """The files of panels/: validation images with their ground truth and the prediction of every step.
 
-panels/IMAGE_ID/ holds image.jpg, ground_truth.png and step_{t}.png, of one size; a mask's pixel is a class id in
-learning order, 255 what is not evaluated.
+panels/IMAGE_ID/ holds image.jpg, ground_truth.png, step_{t}.png and scored_{t}.png (the labels that step t's scores
+hold its prediction against), of one size; a mask's pixel is a class id in learning order, 255 what is not evaluated.
 """
 
 import io
@@ -21,12 +21,14 @@ IGNORED_COLOUR = (224, 224, 192)
 
 
 class Panel(NamedTuple):
-    """An image (JPEG), its ground truth (H,W) and the prediction (H,W) of every step, None where none was kept."""
+    """An image (JPEG), its ground truth (H,W), and of every step its prediction (H,W) and the labels (H,W) that scores
+    hold it against, None where it was not kept."""
 
     image_id: str
     image: bytes
     ground_truth: UInt8Array
     predictions: list[UInt8Array | None]
+    scored: list[UInt8Array | None]
 
 
 def write_image(path: Path, pixels: UInt8Array) -> None:
@@ -60,20 +62,27 @@ def read_panels(run_dir: Path, num_steps: int) -> tuple[list[Panel], list[str]]:
         except (DataError, OSError) as error:
             problems.append(f"left out: {error}")
             continue
-        predictions: list[UInt8Array | None] = []
-        for path in (folder / f"step_{step}.png" for step in range(num_steps)):
-            mask = None
-            if path.exists():
-                try:
-                    mask = _read_mask(path)
-                except (DataError, OSError) as error:
-                    problems.append(f"left out: {error}")
-            if mask is not None and mask.shape != truth.shape:
-                problems.append(f"{path}: left out ({mask.shape} pixels, the ground truth has {truth.shape})")
-                mask = None
-            predictions.append(mask)
-        panels.append(Panel(folder.name, image, truth, predictions))
+        predictions, scored = (
+            [_read_step(folder / f"{name}_{step}.png", truth.shape, problems) for step in range(num_steps)]
+            for name in ("step", "scored")
+        )
+        panels.append(Panel(folder.name, image, truth, predictions, scored))
     return panels, problems
+
+
+def _read_step(path: Path, shape: tuple[int, ...], problems: list[str]) -> UInt8Array | None:
+    """A mask of a step; None where there is none, or it is left out, which `problems` is told."""
+    if not path.exists():
+        return None
+    try:
+        mask = _read_mask(path)
+    except (DataError, OSError) as error:
+        problems.append(f"left out: {error}")
+        return None
+    if mask.shape != shape:
+        problems.append(f"{path}: left out ({mask.shape} pixels, the ground truth has {shape})")
+        return None
+    return mask
 
 
 def _read_image(path: Path) -> bytes:

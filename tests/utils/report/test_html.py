@@ -1,86 +1,22 @@
-"""utils/report/html.py: what report.html shows, of whole and of damaged runs, and how it behaves in a browser."""
+"""utils/report/html.py: what report.html shows, of whole and of damaged runs."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
 
 from tests.support.data import stripes
+from tests.support.report import CONFUSIONS, NAMES, write_run
 from tools import report as report_tool
-from utils.images import make_palette
-from utils.metrics import iou_per_class, pixel_flow
+from utils.metrics import pixel_flow
 from utils.report.figures import MAX_POINTS, draw_classes, draw_curves, draw_flow, draw_miou
 from utils.report.html import draw, encode_runs, write_html_report
-from utils.report.pictures import write_image, write_mask
 from utils.report.reading import read_results, read_task
-from utils.report.results import build_results, make_step_entry
-from utils.report.run_files import save_confusion, write_task
-
-# A folder's classes may hold anything.
-NAMES = ["background", "cat", "</script><b>&", "$x$, y"]
-CONFUSIONS = [
-    np.array([[60, 20, 0], [10, 30, 0], [0, 0, 5]]),
-    np.array([[60, 0, 0, 15], [20, 10, 0, 10], [5, 0, 0, 5], [0, 0, 0, 30]]),
-]
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
-
-def write_run(
-    folder: Path, names: Sequence[str], confusions: Sequence[npt.NDArray[np.int64]], image_size: int = 12
-) -> Path:
-    """Write the folder of a run whose steps ended with these confusion matrices, with two images; return it."""
-    num_seen = [0, *map(len, confusions)]
-    history: list[Any] = []
-    entries, lines = [], []
-    for step, confusion in enumerate(confusions):
-        old, seen = num_seen[step], num_seen[step + 1]
-        history.append(iou_per_class(confusion))
-        entries.append(
-            make_step_entry(
-                step_index=step,
-                new_class_names=names[old:seen],
-                iou_history=history,
-                class_names_seen=names[:seen],
-                num_old=old,
-                num_new=seen - old,
-                num_base=num_seen[1],
-                num_train_images=10 + step,
-                num_val_images=2,
-                seconds=185.0,
-            )
-        )
-        save_confusion(folder, step, confusion, names[:seen])
-        terms = {"cross_entropy": 0.5} if step == 0 else {"cross_entropy": 0.25, "orthogonal": 0.125}
-        for iteration in (2 * step, 2 * step + 1):
-            line = {"step": step, "iteration": iteration, "epoch": 0, "loss": sum(terms.values()), **terms}
-            lines.append(json.dumps(line | {"lr": 0.1, "images_per_second": 9.0}) + "\n")
-        lines.append(json.dumps({"step": step, "iteration": 2 * step + 1, "miou_all": 0.5}) + "\n")
-    facts: dict[str, Any] = {"task": "2-1", "setting": "overlap", "method": "mbs", "dataset": "folder"}
-    results = build_results(class_names=names, steps=entries, seed=0, device="cpu", **facts)
-    (folder / "results.json").write_text(json.dumps(results))
-    (folder / "metrics.jsonl").write_text("".join(lines))
-    (folder / "config.yaml").write_text("task: '<2-1>'\n")
-    colours = make_palette(len(names))
-    steps = [names[old:seen] for old, seen in itertools.pairwise(num_seen)]
-    write_task(folder, "2-1", [*steps, names[num_seen[-1] :]], dict(zip(names, colours, strict=True)))
-    shape = {"height": image_size, "width": image_size}
-    for index in range(2):
-        panel = folder / "panels" / f"image_{index}"
-        write_image(panel / "image.jpg", np.full((image_size, image_size, 3), 200, np.uint8))
-        write_mask(panel / "ground_truth.png", stripes(0, 1, 2, 255, **shape), colours)
-        for step in range(len(confusions)):
-            write_mask(panel / f"step_{step}.png", stripes(0, 1, 0, 0, **shape), colours)
-    return folder
+from utils.report.run_files import save_confusion
 
 
 @pytest.fixture(scope="module")
@@ -267,96 +203,3 @@ def test_the_command_makes_the_reports_of_several_runs(
     assert report_tool.main([str(run_dir), str(other)]) == 0
     assert capsys.readouterr().out.split() == [str(run_dir / "report.html"), str(other / "report.html")]
     assert "<h1>other</h1>" in (other / "report.html").read_text(encoding="utf-8")
-
-
-# In a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium without a window, and without a network: nothing but the file can be had."""
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("no chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)")
-    options = ChromeOptions()
-    options.binary_location = CHROMIUM
-    arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    for argument in (*arguments, "--window-size=1300,1000", "--host-resolver-rules=MAP * ~NOTFOUND"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = Chrome(options, Service(DRIVER))
-    yield driver
-    driver.quit()
-
-
-def open_page(browser: Any, path: Path) -> Callable[..., Any]:
-    """Open a report, and return what runs a script there; the log has been read empty."""
-    browser.get(path.as_uri())
-    run: Callable[..., Any] = browser.execute_script
-    return run
-
-
-PIXEL = """
-const [tile, x, y] = arguments;
-return [...document.querySelectorAll("canvas")[tile].getContext("2d").getImageData(x, y, 1, 1).data];
-"""
-
-
-def test_the_page_works_in_a_browser_without_a_network(browser: Any, run_dir: Path) -> None:
-    run = open_page(browser, write_html_report(run_dir))
-    assert browser.get_log("browser") == [], "no error, nothing that was asked for and refused"
-    assert run("return performance.getEntriesByType('resource').map((entry) => entry.name)") == []
-    assert run("return document.querySelectorAll('.js-plotly-plot .main-svg:first-child').length") == 4
-    assert run(
-        "return [...document.querySelectorAll('.tile img')].every((image) => image.naturalWidth === 12)"
-    )
-    texts = run("return [...document.querySelectorAll('.ytick text')].map((text) => text.textContent)")
-    assert [text.removesuffix(" ■") for text in texts if text.endswith("■")] == NAMES
-
-    # The ground truth's second stripe is the cat; its canvas is the first, those of two steps follow.
-    assert run(PIXEL, 0, 4, 0) == [128, 0, 0, 255]
-    assert run(PIXEL, 0, 11, 0) == [224, 224, 192, 255], "what is not evaluated"
-    run("const s = document.getElementById('opacity'); s.value = 25; s.dispatchEvent(new Event('input'))")
-    assert run("return getComputedStyle(document.querySelector('canvas')).opacity") == "0.25"
-    assert run("return document.getElementById('opacity-value').textContent") == "25"
-
-    run("document.querySelector('#legend [data-class=\"1\"]').click()")
-    assert run(PIXEL, 0, 4, 0)[3] == 0, "the cat is hidden"
-    assert run(PIXEL, 0, 7, 0)[3] == 255, "the others are not"
-    run("document.querySelector('#legend [data-class=\"1\"]').click()")
-    assert run(PIXEL, 0, 4, 0) == [128, 0, 0, 255]
-    run("document.querySelector('[data-all=\"false\"]').click()")
-    assert run(PIXEL, 0, 7, 0)[3] == 0
-    run("document.querySelector('[data-all=\"true\"]').click()")
-
-    run("document.getElementById('errors').click()")
-    assert run(PIXEL, 1, 4, 0)[3] == 0, "what is right"
-    assert run(PIXEL, 1, 7, 0) == [0, 0, 0, 255], "what is background and should not be"
-    assert run(PIXEL, 1, 11, 0)[3] == 0, "what is not evaluated is not wrong"
-
-    shown = "return [...document.querySelectorAll('.confused')].map((table) => table.hidden)"
-    assert run(shown) == [True, False]
-    run(
-        "const s = document.getElementById('confused-step'); s.value = 0; s.dispatchEvent(new Event('change'))"
-    )
-    assert run(shown) == [False, True]
-    # Reading pixels makes Chromium give advice on speed.
-    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
-
-
-def test_a_task_of_20_steps_and_151_classes_fits(browser: Any, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    names = ["background", *(f"class {c} with a name" for c in range(1, 151))]
-    sizes = [56 + 5 * step for step in range(20)]
-    confusions = [rng.integers(0, 9, (size, size)) + 99 * np.eye(size, dtype=np.int64) for size in sizes]
-    run = open_page(browser, write_html_report(write_run(tmp_path / "run", names, confusions)))
-    assert browser.get_log("browser") == []
-    assert run("return document.documentElement.scrollWidth <= window.innerWidth")
-    ticks = run(
-        "return [...document.querySelectorAll('#classes .ytick text')].map((text) => {"
-        "const box = text.getBoundingClientRect(); return [text.textContent, box.left, box.top, box.height]})"
-    )
-    assert [text.removesuffix(" ■") for text, *_ in ticks] == names
-    assert min(left for _, left, *_ in ticks) >= 0
-    tops = [top for _, _, top, _ in ticks]
-    assert min(np.diff(tops)) >= 0.9 * 14, "no label lies on another"
-    assert run("return document.querySelectorAll('canvas').length") == 2 * 21

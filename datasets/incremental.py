@@ -44,11 +44,16 @@ def select_training_images(
     return [image_id for image_id in image_classes if image_id in chosen]
 
 
-def training_table(task: Task, step: Step, train_on: str) -> Table:
-    """Table (256,) uint8 from data set ids to the labels of a step: its classes', or all seen ones'; else 0."""
+def training_table(task: Task, step: Step, train_on: str, void_label: str = "ignore") -> Table:
+    """Table (256,) uint8 from data set ids to the labels of a step: its classes', or all seen ones'; else 0.
+
+    void_label: 'ignore' keeps 255 as it is, 'background' makes it 0.
+    """
     table = task.remap_table()
     labelled = task.labelled_classes(step, train_on)
     table[~np.isin(table, [*labelled, IGNORE_INDEX])] = 0
+    if void_label == "background":
+        table[IGNORE_INDEX] = 0
     return table
 
 

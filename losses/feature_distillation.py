@@ -26,8 +26,7 @@ def reliability(pseudo_labels: Tensor, old_grid_logits: Tensor, ignore_index: in
 def feature_distillation(features: Tensor, old_features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sum of w·(f − f°)² and the number of elements (channels × cells) with w > 0.
 
-    With all weights 1 it is the feature term of ILT (arXiv 1907.13372). Ours: there, too, the features are those before
-    the classifier, where the paper compares the encoder's output.
+    With all weights 1 it is the feature term of ILT (arXiv 1907.13372).
     features, old_features: (B,D,h,w); weights: (B,h,w). No gradient reaches old_features or weights.
     """
     weights = weights.detach()

@@ -12,14 +12,15 @@ def unbiased_cross_entropy(
     """Return the sum of −log q over labelled pixels, and their number (eq. 4 and 5).
 
     q is the probability of the label; of background it is that of background and all old classes together, any of
-    which a step's labels call background. Ours: the mean is over labelled pixels, ignored ones do not count.
+    which a step's labels call background. As in the released code, old classes that are labelled, as those of images in
+    memory, count as background.
 
     logits: (B,K,H,W); labels: (B,H,W) int64; num_old: K_old.
     """
     logits = at_least_float32(logits)
     is_labelled = labels != ignore_index
     own = logits.gather(1, labels.masked_fill(~is_labelled, 0)[:, None])[:, 0]
-    expected = torch.where(labels == 0, logits[:, :num_old].logsumexp(dim=1), own)
+    expected = torch.where(labels < num_old, logits[:, :num_old].logsumexp(dim=1), own)
     per_pixel = (logits.logsumexp(dim=1) - expected).masked_fill(~is_labelled, 0)
     return per_pixel.sum(), is_labelled.sum()
 

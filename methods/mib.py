@@ -1,5 +1,7 @@
 """Modeling the Background (MiB, arXiv 2002.00718): losses and initialisation that know what background hides."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from losses.unbiased import unbiased_cross_entropy, unbiased_distillation
@@ -11,7 +13,9 @@ from models.base import Start
 class MiB(PreTuned):
     """The background of a step's labels may be any old class; the old model's background may be any new one.
 
-    Background and new classes start by sharing what the background scored (eq. 10).
+    Background and new classes start by sharing what the background scored (eq. 10). As in the released code, both means
+    run over all pixels, ignored ones among them, and BatchNorm goes on training; its data call void background
+    (`train.void_label`).
     """
 
     class Options(PreTuned.Options):
@@ -21,6 +25,7 @@ class MiB(PreTuned):
     options: Options
     needs_old_model = True
     needs_new_classes = False
+    defaults: ClassVar = {"train": {"freeze_bn": False}}
     start: Start = "shared_background"
 
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
@@ -28,6 +33,6 @@ class MiB(PreTuned):
         cross_entropy, _ = unbiased_cross_entropy(output.logits, targets.labels, self.num_old, IGNORE_INDEX)
         distillation, _ = unbiased_distillation(output.logits, old.logits)
         return {
-            "cross_entropy": Term(cross_entropy, "labelled"),
+            "cross_entropy": Term(cross_entropy, "pixels"),
             "output_distillation": Term(distillation, "pixels", self.num_old, self.options.output_weight),
         }

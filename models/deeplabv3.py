@@ -128,7 +128,8 @@ class DeepLabV3(SegmentationModel):
         logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
         ends = zip(stages, self.stage_ends, strict=True) if with_stages else ()
         kept = tuple(end.take() if end and with_stages is True else stage for stage, end in ends)
-        return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), None, kept)
+        tokens = self.classifier.class_tokens()
+        return SegOutput(logits, grid_logits, features, tokens, None, kept, stages[-1])
 
     def named_maps(self, images: Tensor, names: Sequence[str]) -> dict[str, Sequence[Tensor]]:
         """'stages' are all of the backbone's but the last one, which is 'backbone'."""

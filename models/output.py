@@ -15,7 +15,8 @@ class SegOutput(NamedTuple):
     logits: (B,K,H,W) at image size, None where not asked for; grid_logits: (B,K,h,w) before upsampling; features:
     (B,D,h,w), what feature distillation compares; class_tokens: (K,D), one vector a class; class_embeddings: (B,K,D)
     where the model decodes classes per image, else None; stages: feature maps (B,C,h,w) of the backbone, fine to
-    coarse, each before the activation that ends it, if one does; empty unless asked for.
+    coarse, each before the activation that ends it, if one does; empty unless asked for; backbone: its last map
+    (B,C,h,w), as all that follows sees it, None where classes are solved.
     """
 
     logits: Tensor | None
@@ -24,6 +25,7 @@ class SegOutput(NamedTuple):
     class_tokens: Tensor
     class_embeddings: Tensor | None
     stages: tuple[Tensor, ...] = ()
+    backbone: Tensor | None = None
 
     def at_image_size(self) -> Tensor:
         """Return the logits (B,K,H,W) of a forward pass that was asked for them."""

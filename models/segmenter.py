@@ -164,10 +164,12 @@ class Segmenter(SegmentationModel):
     def forward(self, images: Tensor, with_stages: Stages = False, full_size: bool = True) -> SegOutput:
         if self.closed_form is not None:
             return self.solved_output(images, full_size)
-        features, class_embeddings = self._decode(self._encode(images))
+        backbone = self._encode(images)
+        features, class_embeddings = self._decode(backbone)
         grid_logits = self._masks(features, class_embeddings)
         logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
-        return SegOutput(logits, grid_logits, features, self.classifier.class_tokens(), class_embeddings)
+        tokens = self.classifier.class_tokens()
+        return SegOutput(logits, grid_logits, features, tokens, class_embeddings, backbone=backbone)
 
     def named_maps(self, images: Tensor, names: Sequence[str]) -> dict[str, Sequence[Tensor]]:
         backbone = self._encode(images)

@@ -97,6 +97,8 @@ class TrainConfig(Section):
     The image lies anywhere in the crop."""
     pad_label: Literal["ignore", "background"] = "ignore"
     """Label of what lies outside an image smaller than the crop."""
+    void_label: Literal["ignore", "background"] = "ignore"
+    """Label of what the data set leaves void (255); the released code of MiB, LwF and ILT trains it as background."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """The optimiser."""
     lr_base: float = Field(gt=0)

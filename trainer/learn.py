@@ -147,12 +147,12 @@ def step_dataset(plan: Plan, step: Step, model: SegmentationModel) -> StepDatase
     return StepDataset(
         plan.train,
         plan.image_ids[step.index],
-        training_table(plan.task, step, config.data.train_on),
+        training_table(plan.task, step, config.data.train_on, config.train.void_label),
         train_transform(config.train, model),
         config.seed,
         step.index,
         plan.memory_ids[step.index],
-        training_table(plan.task, step, config.memory.labels),
+        training_table(plan.task, step, config.memory.labels, config.train.void_label),
     )
 
 
@@ -191,7 +191,7 @@ def whole_datasets(session: Session, step: Step, of_base_step: bool) -> list[Val
     datasets = []
     for is_memory, train_on in tables.items():
         ids = [i for i in plan.image_ids[step.index] if (i in memory) is is_memory]
-        table = training_table(plan.task, step, train_on)
+        table = training_table(plan.task, step, train_on, config.train.void_label)
         datasets.append(
             ValidationDataset(plan.train, ids[worker.rank :: worker.world_size], table, transform)
         )

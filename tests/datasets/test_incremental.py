@@ -76,6 +76,8 @@ def test_training_labels_by_hand(step: int, train_on: str, expected: list[int]) 
     table = training_table(TASK, TASK.steps[step], train_on)
     assert table.dtype == np.uint8
     assert entries(table, 0, 1, 2, 3, 4, 255) == expected
+    void_as_background = training_table(TASK, TASK.steps[step], train_on, void_label="background")
+    assert entries(void_as_background, 0, 1, 2, 3, 4, 255) == [*expected[:-1], 0]
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,10 @@ def one_pixel(*logits: float) -> Tensor:
     return torch.tensor(logits).view(1, -1, 1, 1)
 
 
-def test_background_may_be_any_old_class_and_a_new_class_only_itself() -> None:
-    # Probabilities 1/8, 1/8, 1/4, 1/2 of background, two old classes and a new one.
-    logits = one_pixel(0, 0, LOG2, 2 * LOG2)
-    for label, probability in ((0, 0.5), (1, 0.125), (3, 0.5)):
+def test_background_and_old_labels_may_be_any_old_class_and_a_new_class_only_itself() -> None:
+    # Probabilities 1/12, 1/12, 1/6, 2/3 of background, two old classes and a new one.
+    logits = one_pixel(0, 0, LOG2, 2 * LOG2 + math.log(2))
+    for label, probability in ((0, 1 / 3), (1, 1 / 3), (3, 2 / 3)):
         total, count = unbiased_cross_entropy(logits, torch.tensor([[[label]]]), NUM_OLD, 255)
         assert float(total) == pytest.approx(-math.log(probability))
         assert int(count) == 1
@@ -70,7 +70,7 @@ def test_cross_entropy_is_the_slow_form_pixel_by_pixel(seed: int) -> None:
     for z, label in zip(pixels(logits), labels.flatten().tolist(), strict=True):
         if label != 255:
             p = softmax(z)
-            expected -= math.log(sum(p[:NUM_OLD]) if label == 0 else p[label])
+            expected -= math.log(sum(p[:NUM_OLD]) if label < NUM_OLD else p[label])
             num_labelled += 1
     total, count = unbiased_cross_entropy(logits, labels, NUM_OLD, 255)
     assert float(total) == pytest.approx(expected, rel=1e-12)

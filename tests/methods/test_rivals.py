@@ -15,7 +15,7 @@ from methods.base import Looks
 from methods.dkd import DKD
 from methods.plop import PLOP
 from methods.ssul import SSUL
-from models import DeepLabV3, SegOutput
+from models import DeepLabV3, Segmenter, SegOutput
 from tests.support.outputs import (
     LABELS,
     NUM_NEW,
@@ -55,10 +55,18 @@ def make_dkd(**options: Any) -> DKD:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("lwf", "softmax"), ("ilt", "softmax"), ("mib", "unbiased")])
-def test_cross_entropy_is_a_mean_over_labelled_pixels(name: str, kind: str) -> None:
-    expected = slow_cross_entropy(kind, LABELS).sum() / NUM_LABELLED
+def test_cross_entropy_is_a_mean_over_all_pixels(name: str, kind: str) -> None:
+    expected = slow_cross_entropy(kind, LABELS).mean()
     term = terms_of(make_method(METHODS[name]))["cross_entropy"]
     torch.testing.assert_close(term.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_old_classes_that_memory_labels_are_background_to_mib() -> None:
+    remembered = torch.where(LABELS == 0, torch.arange(8) % NUM_OLD, LABELS)
+    of_memory, as_given = (
+        terms_of(make_method(METHODS["mib"]), y)["cross_entropy"] for y in (remembered, LABELS)
+    )
+    assert torch.equal(of_memory, as_given)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("lwf", "softmax"), ("ilt", "softmax"), ("mib", "unbiased")])
@@ -69,9 +77,15 @@ def test_output_distillation_is_a_mean_over_pixels_and_old_classes_times_its_wei
     torch.testing.assert_close(term.double(), 7 * slow_distillation(kind), rtol=1e-5, atol=0)
 
 
-def test_the_features_of_ilt_are_kept_by_their_mean_squared_difference() -> None:
-    term = terms_of(make_method(METHODS["ilt"], feature_weight=3.0))["feature_distillation"]
-    torch.testing.assert_close(term, 3 * F.mse_loss(OUTPUT.features, OLD.features))
+def test_ilt_keeps_the_last_stage_or_the_features_by_their_mean_squared_difference() -> None:
+    assert OUTPUT.backbone is not None
+    assert OLD.backbone is not None
+    for features, new, old in (
+        ("last_stage", OUTPUT.backbone, OLD.backbone),
+        ("before_classifier", OUTPUT.features, OLD.features),
+    ):
+        method = make_method(METHODS["ilt"], feature_weight=3.0, features=features)
+        torch.testing.assert_close(terms_of(method)["feature_distillation"], 3 * F.mse_loss(new, old))
 
 
 def test_plop_scales_images_by_the_share_that_got_a_label_and_takes_the_mean_over_all_pixels() -> None:
@@ -237,3 +251,13 @@ def test_new_classes_of_dkd_start_as_the_auxiliary_classifier_an_untrained_one_a
     expected = before if trained else tokens[0]
     assert torch.equal(tokens[3:], expected.expand(2, 6))
     assert torch.equal(auxiliary.get_parameter("weight").detach().flatten(), expected)
+
+
+def test_the_last_stage_of_a_segmenter_are_the_patches_of_its_vit() -> None:
+    options = Segmenter.Options(backbone="test_vit", pretrained=False, channels=8, num_heads=2, patch_size=8)
+    model = Segmenter([3], options, image_size=32).eval()
+    images = torch.rand(2, 3, 32, 32)
+    output = model(images)
+    assert torch.equal(output.backbone, model.named_maps(images, ["backbone"])["backbone"][0])
+    terms = terms_of(make_method(METHODS["ilt"]), torch.zeros(2, 32, 32).long(), output, output)
+    assert list(terms) == ["cross_entropy", "feature_distillation", "output_distillation"]

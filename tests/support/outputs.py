@@ -24,6 +24,7 @@ def random_output(num_classes: int, seed: int) -> SegOutput:
         normal(2, 6, 4, 4),
         normal(num_classes, 6),
         None,
+        backbone=normal(2, 7, 2, 2),
     )
 
 
@@ -53,6 +54,8 @@ def terms_of(
 def part_of(output: SegOutput, index: int) -> SegOutput:
     """What belongs to one image of an output."""
     one = slice(index, index + 1)
+    assert output.backbone is not None
+    output = output._replace(backbone=output.backbone[one])
     logits = output.at_image_size()[one]
     return output._replace(logits=logits, grid_logits=output.grid_logits[one], features=output.features[one])
 

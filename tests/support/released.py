@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from losses.binary_cross_entropy import binary_cross_entropy
 from losses.decomposed_distillation import reasoning_scores
+from losses.unbiased import unbiased_cross_entropy
 from methods import METHODS, Method, Output, means
 from methods.base import Looks
 from methods.dkd import DKD
 from models import SegmentationModel, SegOutput
+from models.classifier import GrowingClassifier
 from models.output import most_likely, upsample
 from tests.support.golden import load_rival
 from tests.support.paths import GOLDEN
@@ -190,7 +192,17 @@ def dkd(arrays: Arrays, dtype: torch.dtype) -> Compared:
     }
     scores, old_scores = (reasoning_scores(y.features, y.class_tokens[1:]) for y in (output, old))
     asked = method.targets(labels, cast(Output, old)).pseudo_labels
-    of_pixels = cross_entropy_map(output.at_image_size(), asked, method)
+    of_pixels = torch.stack(
+        [
+            every_pixel(
+                lambda z, y: binary_cross_entropy(z, y, 255, None, 1, method.positive_weight)[0],
+                output.at_image_size()[:, [0, c]],
+                (asked == c).long(),
+            )
+            for c in range(num_old, num_old + num_new)
+        ],
+        dim=1,
+    )
     both = arrays["out_dkd_pos_sum"] + arrays["out_dkd_neg_sum"]
     compared = {
         "logits": Pair(output.at_image_size()[:, 1:], arrays["out_logits"][:, 1:]),
@@ -221,15 +233,93 @@ def dkd(arrays: Arrays, dtype: torch.dtype) -> Compared:
     return compared
 
 
-def cross_entropy_map(logits: Tensor, labels: Tensor, method: Method) -> Tensor:
-    """Return DKD's cross-entropy (B,K_new,H,W) of every pixel and new class, from sums over one of each."""
-    result = torch.zeros_like(logits[:, method.num_old :])
-    for b, c, y, w in torch.cartesian_prod(*map(torch.arange, result.shape)).tolist():
-        one = logits[b : b + 1, [0, method.num_old + c], y : y + 1, w : w + 1].detach()
-        label = (labels[b, y, w] == method.num_old + c).long().view(1, 1, 1)
-        weight = method.options.positive_weight
-        result[b, c, y, w] = binary_cross_entropy(one, label, 255, None, 1, weight)[0]
+def every_pixel(total: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> Tensor:
+    """Return (B,H,W), what a sum over labelled pixels is of each of them alone."""
+    result = torch.zeros_like(logits[:, 0])
+    for b, y, w in torch.cartesian_prod(*map(torch.arange, result.shape)).tolist():
+        one = (slice(b, b + 1), ..., slice(y, y + 1), slice(w, w + 1))
+        result[b, y, w] = total(logits[one].detach(), labels[one])
     return result
+
+
+def mib(arrays: Arrays, dtype: torch.dtype) -> Compared:
+    x, weight = cast_inputs(arrays, dtype), float(arrays["const_kd_weight"])
+    method = method_of("mib", arrays, output_weight=weight)
+    logits, labels = x["logits"], x["labels"]
+    terms = loss_terms(method, labels, output_of(logits), output_of(x["old_logits"]))
+    distillation = terms["output_distillation"] / weight
+    ((_, of_cross_entropy),) = gradients(terms["cross_entropy"], x, ["logits"])
+    ((_, of_distillation),) = gradients(distillation, x, ["logits"])
+
+    def total(logits: Tensor, labels: Tensor) -> Tensor:
+        return unbiased_cross_entropy(logits, labels, method.num_old, 255)[0]
+
+    classifier = GrowingClassifier(x["old_classifier_weight"].shape[1], [method.num_old]).to(dtype)
+    rows = {"weight": x["old_classifier_weight"][:, :, None, None], "bias": x["old_classifier_bias"]}
+    classifier.heads[0].load_state_dict(rows)
+    classifier.grow(method.num_new, start="shared_background")
+    old, new = (
+        [p.detach().flatten(1) if p.ndim > 1 else p for p in head.parameters()] for head in classifier.heads
+    )
+    return {
+        "cross-entropy of every pixel": Pair(every_pixel(total, logits, labels), arrays["out_ce_per_pixel"]),
+        "sum of the cross-entropy": Pair(total(logits, labels), arrays["out_ce_sum"]),
+        "cross-entropy": Pair(terms["cross_entropy"], arrays["out_ce_mean_all_pixels"]),
+        "cross-entropy: gradient": Pair(of_cross_entropy, arrays["out_grad_ce_logits"]),
+        "distillation": Pair(distillation, arrays["out_kd"]),
+        "distillation: gradient": Pair(of_distillation, arrays["out_grad_kd_logits"]),
+        "new rows": Pair(new[0], arrays["out_new_classifier_weight"]),
+        "new biases": Pair(new[1], arrays["out_new_classifier_bias"], through_single=True),
+        "old rows": Pair(old[0], arrays["out_old_classifier_weight_after"]),
+        "old biases": Pair(old[1], arrays["out_old_classifier_bias_after"], through_single=True),
+    }
+
+
+def lwf_ilt(arrays: Arrays, dtype: torch.dtype) -> Compared:
+    x = cast_inputs(arrays, dtype)
+    logits, labels = x["logits"], x["labels"]
+    num_old = x["old_logits"].shape[1]
+    output = output_of(logits, backbone=x["features"])
+    old = output_of(x["old_logits"], backbone=x["old_features"])
+    options = {
+        "lwf": {"output_weight": float(arrays["const_lwf_kd_weight"])},
+        "ilt": {
+            "output_weight": float(arrays["const_ilt_kd_weight"]),
+            "feature_weight": float(arrays["const_ilt_de_weight"]),
+        },
+    }
+    lwf, ilt = (
+        loss_terms(
+            METHODS[name](METHODS[name].Options(**values), num_old, logits.shape[1] - num_old),
+            labels,
+            output,
+            old,
+        )
+        for name, values in options.items()
+    )
+    distillation = lwf["output_distillation"] / options["lwf"]["output_weight"]
+    features = ilt["feature_distillation"] / options["ilt"]["feature_weight"]
+    compared = {
+        "cross-entropy of every pixel": Pair(
+            every_pixel(
+                lambda z, y: F.cross_entropy(z, y, ignore_index=255, reduction="sum"), logits, labels
+            ),
+            arrays["out_ce_per_pixel"],
+        ),
+        "cross-entropy": Pair(lwf["cross_entropy"], arrays["out_ce_mean_all_pixels"]),
+        "distillation": Pair(distillation, arrays["out_kd"]),
+        "distillation of features": Pair(features, arrays["out_de"]),
+        "total of LwF": Pair(torch.stack(list(lwf.values())).sum(), arrays["out_lwf_total"]),
+        "total of ILT": Pair(torch.stack(list(ilt.values())).sum(), arrays["out_ilt_total"]),
+    }
+    for name, loss, of, theirs in (
+        ("cross-entropy", lwf["cross_entropy"], "logits", "out_grad_ce_logits"),
+        ("distillation", distillation, "logits", "out_grad_kd_logits"),
+        ("distillation of features", features, "features", "out_grad_de_features"),
+    ):
+        ((_, gradient),) = gradients(loss, x, [of])
+        compared[f"{name}: gradient"] = Pair(gradient, arrays[theirs])
+    return compared
 
 
 COMPARISONS: dict[str, Callable[[Arrays, torch.dtype], Compared]] = {
@@ -237,6 +327,8 @@ COMPARISONS: dict[str, Callable[[Arrays, torch.dtype], Compared]] = {
     "plop_pseudo": plop_pseudo,
     "plop_median": plop_median,
     "dkd": dkd,
+    "mib": mib,
+    "lwf_ilt": lwf_ilt,
 }
 """What is compared, by the file's name without its case."""
 

@@ -36,7 +36,7 @@ def random_outputs(
             (3 * torch.randn(shape, generator=generator, device=device)).requires_grad_(trained)
             for shape in shapes
         )
-        return cast(Output, SegOutput(logits, grid_logits, features, class_tokens, None))
+        return cast(Output, SegOutput(logits, grid_logits, features, class_tokens, None, backbone=features))
 
     labels = random_labels((batch, size, size), num_old, num_new, device)
     return output(num_classes, True), output(num_old, False), labels

@@ -72,6 +72,9 @@ def train_step(
         for iteration in saves.resume(changing, sampler.num_iterations):
             batches = [move(batch, worker.device, train.channels_last) for batch in next(micro_batches)]
             terms = backward(learner, wrapped, batches, scaler, config, worker)
+            if scaler.is_enabled():
+                # Its update asks the GPU whether a gradient is infinite.
+                worker.meet()
             update(network, optimizer, scaler, train.clip_grad_norm)
             history.add(terms)
             epoch = iteration // sampler.iterations_per_epoch

@@ -268,9 +268,16 @@ def test_a_job_of_slurm_that_is_told_to_end_saves_and_goes_back_into_the_queue(
     tmp_path: Path, is_told: bool, code: int
 ) -> None:
     (run,) = plan(tmp_path, "mbs")
+    cpus = 4 * (1 + run.config.data.num_workers)
     write_scripts(tmp_path, [run], [False], {"NUM_GPUS": "4", "PYTHON": "my python"})
     script = tmp_path / f"{START}mbs_seed0.sbatch"
-    for line in ("--gpus-per-node=4", "--requeue", "--signal=B:TERM@120", "--open-mode=append"):
+    for line in (
+        "--gpus-per-node=4",
+        f"--cpus-per-task={cpus}",
+        "--requeue",
+        "--signal=B:TERM@120",
+        "--open-mode=append",
+    ):
         assert f"#SBATCH {line}\n" in script.read_text()
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -287,11 +294,16 @@ def test_a_job_of_slurm_that_is_told_to_end_saves_and_goes_back_into_the_queue(
     environment = os.environ | {
         "PATH": f"{tools}:{os.environ['PATH']}",
         "RECORD": str(tmp_path / "record"),
-        **{"SLURM_JOB_ID": "123456", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[7-8]"},
+        **{
+            "SLURM_JOB_ID": "123456",
+            "SLURM_CPUS_PER_TASK": str(cpus),
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_JOB_NODELIST": "node[7-8]",
+        },
     }
     assert subprocess.run(["bash", script], env=environment, check=False).returncode == code
     started = (tmp_path / "record").read_text().splitlines()
-    assert started[:3] == ["my python", "-m", "torch.distributed.run"]
+    assert started[:4] == [f"--cpus-per-task={cpus}", "my python", "-m", "torch.distributed.run"]
     assert "--rdzv_endpoint=node7:23456" in started
     assert {"--nnodes=2", "--nproc_per_node=4"} < set(started)
     assert started[started.index("--") + 1 :] == ["main.py", *run.arguments]

@@ -23,6 +23,7 @@ JOB = """\
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node={processes}
+#SBATCH --cpus-per-task={cpus}
 #SBATCH --output={output}
 #SBATCH --open-mode=append
 #SBATCH --requeue
@@ -32,7 +33,9 @@ JOB = """\
 cd {root}
 told=
 trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
-srun {python} -m torch.distributed.run --nnodes="$SLURM_JOB_NUM_NODES" --nproc_per_node={processes} \\
+# Later versions of srun do not take the number of CPUs over from the job.
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" {python} -m torch.distributed.run \\
+    --nnodes="$SLURM_JOB_NUM_NODES" --nproc_per_node={processes} \\
     --max-restarts=3 --rdzv_id="$SLURM_JOB_ID" --rdzv_backend=c10d \\
     --rdzv_endpoint="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))" \\
     -- main.py {arguments} &
@@ -61,11 +64,13 @@ def write_scripts(
     numbers = {run.config.log: number for number, run in enumerate(waiting)}
     lines = [SUBMIT]
     folder.mkdir(parents=True, exist_ok=True)
+    processes = int(environment.get("NUM_GPUS") or 1)
     for number, run in enumerate(waiting):
         name = run.config.log
         text = JOB.format(
             name=name,
-            processes=int(environment.get("NUM_GPUS") or 1),
+            processes=processes,
+            cpus=processes * (1 + run.config.data.num_workers),
             output=shlex.quote(str((folder / f"{name}.txt").absolute())),
             seconds=SECONDS_TO_SAVE,
             root=shlex.quote(str(ROOT)),

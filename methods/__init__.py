@@ -1,5 +1,6 @@
 """Class-incremental methods, a file a paper; `METHODS` is the only list of them."""
 
+from methods.barm import BARM
 from methods.base import Method, Output, Targets, Term, means
 from methods.dkd import DKD
 from methods.ewf import EWF
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
     "ewf": EWF,
     "nest": NeST,
     "star": STAR,
+    "barm": BARM,
     "mbs_ucb": MBSUCB,
     "plop_ucb": PLOPUCB,
     "ssul_ucb": SSULUCB,

@@ -36,6 +36,10 @@ class Output(Protocol):
     def stages(self) -> tuple[Tensor, ...]: ...
     @property
     def backbone(self) -> Tensor | None: ...
+    @property
+    def ears(self) -> tuple[Tensor, ...]: ...
+    @property
+    def head_outputs(self) -> tuple[Tensor, ...]: ...
 
 
 class Looks(Protocol):
@@ -154,6 +158,8 @@ class Method:
     """What the model's logits are read as."""
     needs_stages: ClassVar[Stages] = False
     """Whether a term looks at the feature maps of the backbone's stages, and at which."""
+    lowers_background: ClassVar[bool] = False
+    """Whether the method is about a background with residuals, which no other method trains."""
     trains: ClassVar[bool] = True
     """Whether the step has iterations; false where `begin_step` does all there is to do."""
     needs_new_classes: ClassVar[bool] = True

@@ -13,6 +13,7 @@ from models.classifier import GrowingClassifier
 from models.closed_form import pool_to_grid
 from models.compensation import compensate_bottlenecks, compensate_sequence
 from models.output import SegOutput
+from models.residual_background import ResidualBackground, join_outputs
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:
@@ -73,6 +74,9 @@ class DeepLabV3(SegmentationModel):
         step one of them becomes the average of both, and remembers."""
         branch_drop: float = Field(0.66, ge=0, le=1)
         """Share of a layer's channels for which a training pass takes one of the two branches alone, by chance."""
+        background_residuals: Literal["none", "rows", "ears"] = "none"
+        """What each incremental step adds to lower the background's score (BARM): a row on the shared features, or one
+        on an ear, a copy of the last of these convolutions, by which its classes are scored too."""
 
     trains_on_single_images = False
     has_stages = True
@@ -101,6 +105,12 @@ class DeepLabV3(SegmentationModel):
         self.dropout = nn.Dropout(options.dropout)
         self.project = conv_bn_relu(channels, options.channels, 1 if options.head == "1x1" else 3)
         self.classifier = GrowingClassifier(options.channels, num_classes)
+        self.residual_background: ResidualBackground | None = None
+        if options.background_residuals != "none":
+            has_ears = options.background_residuals == "ears"
+            self.residual_background = ResidualBackground(options.channels, has_ears)
+            for _ in num_classes[1:]:
+                self.residual_background.grow(self.project)
 
     @property
     def num_classes(self) -> list[int]:
@@ -108,6 +118,8 @@ class DeepLabV3(SegmentationModel):
 
     def grow(self, num_new: int, start: Start = "random") -> None:
         self.classifier.grow(num_new, start)
+        if self.residual_background is not None:
+            self.residual_background.grow(self.project)
 
     def classify(self, features: Tensor) -> Tensor:
         logits: Tensor = self.classifier(features)
@@ -115,7 +127,12 @@ class DeepLabV3(SegmentationModel):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def newest_parameters(self) -> list[nn.Parameter]:
-        return list(self.classifier.heads[-1].parameters())
+        newest = list(self.classifier.heads[-1].parameters())
+        return newest + (self.residual_background.newest_parameters() if self.residual_background else [])
+
+    def classifier_parameters(self) -> list[nn.Parameter]:
+        rows = list(self.residual_background.rows.parameters()) if self.residual_background else []
+        return super().classifier_parameters() + rows
 
     def forward(self, images: Tensor, with_stages: Stages = False, full_size: bool = True) -> SegOutput:
         if self.closed_form is not None:
@@ -123,13 +140,20 @@ class DeepLabV3(SegmentationModel):
         for end in filter(None, self.stage_ends):
             end.keeps = with_stages is True
         stages = self._stages(images)
-        features = self._features(self.aspp(stages[-1]))
-        grid_logits = self.classify(features)
+        pyramid = self.dropout(self.reduce(self.aspp(stages[-1])))
+        features = self.project(pyramid)
+        ears: tuple[Tensor, ...] = ()
+        outputs: tuple[Tensor, ...] = ()
+        if self.residual_background is not None:
+            ears, outputs = self.residual_background(pyramid, features, self.classifier.heads)
+            grid_logits = join_outputs(outputs)
+        else:
+            grid_logits = self.classify(features)
         logits = self.to_image_size(grid_logits, images.shape[2:]) if full_size else None
         ends = zip(stages, self.stage_ends, strict=True) if with_stages else ()
         kept = tuple(end.take() if end and with_stages is True else stage for stage, end in ends)
         tokens = self.classifier.class_tokens()
-        return SegOutput(logits, grid_logits, features, tokens, None, kept, stages[-1])
+        return SegOutput(logits, grid_logits, features, tokens, None, kept, stages[-1], ears, outputs)
 
     def named_maps(self, images: Tensor, names: Sequence[str]) -> dict[str, Sequence[Tensor]]:
         """'stages' are all of the backbone's but the last one, which is 'backbone'."""
@@ -142,13 +166,8 @@ class DeepLabV3(SegmentationModel):
         maps: dict[str, Sequence[Tensor]] = {"backbone": stages[-1:], "stages": finer}
         if "aspp" in names or "head" in names:
             pyramid = self.aspp(stages[-1])
-            maps |= {"aspp": [pyramid], "head": [self._features(pyramid)]}
+            maps |= {"aspp": [pyramid], "head": [self.project(self.dropout(self.reduce(pyramid)))]}
         return maps
-
-    def _features(self, pyramid: Tensor) -> Tensor:
-        """Return the distilled features (B,D,h,w) of ASPP's maps."""
-        features: Tensor = self.project(self.dropout(self.reduce(pyramid)))
-        return features
 
     def _stages(self, images: Tensor) -> list[Tensor]:
         """Return the backbone's feature maps (B,C,h,w), fine to coarse."""

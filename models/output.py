@@ -16,7 +16,8 @@ class SegOutput(NamedTuple):
     (B,D,h,w), what feature distillation compares; class_tokens: (K,D), one vector a class; class_embeddings: (B,K,D)
     where the model decodes classes per image, else None; stages: feature maps (B,C,h,w) of the backbone, fine to
     coarse, each before the activation that ends it, if one does; empty unless asked for; backbone: its last map
-    (B,C,h,w), as all that follows sees it, None where classes are solved.
+    (B,C,h,w), as all that follows sees it, None where classes are solved;
+    ears, head_outputs: what `models.residual_background.ResidualBackground` returns, empty where the model has none.
     """
 
     logits: Tensor | None
@@ -26,6 +27,8 @@ class SegOutput(NamedTuple):
     class_embeddings: Tensor | None
     stages: tuple[Tensor, ...] = ()
     backbone: Tensor | None = None
+    ears: tuple[Tensor, ...] = ()
+    head_outputs: tuple[Tensor, ...] = ()
 
     def at_image_size(self) -> Tensor:
         """Return the logits (B,K,H,W) of a forward pass that was asked for them."""

@@ -262,7 +262,8 @@ def check_base(config: Config, task: Task, num_images: int) -> None:
             f"learns {', '.join(ours)}; their names and order must agree"
         )
     base = with_defaults(checkpoint["config"])
-    may_differ = {"pretrained"}
+    # A base step has no residual: the network is the same with and without them.
+    may_differ = {"pretrained", "background_residuals"}
     differing = differing_fields(
         config.model.model_dump(mode="json", exclude=may_differ), base["model"] | dict.fromkeys(may_differ)
     )

@@ -409,6 +409,12 @@ def check_method(config: Config) -> list[str]:
             f"rare: method {config.method.name} solves for its classes and trains nothing that these fields could "
             f"change; leave them out, or use one of {able}"
         )
+    residuals = config.model.model_dump().get("background_residuals", "none")
+    if residuals != "none" and not method.lowers_background:
+        problems.append(
+            f"model.background_residuals: found {residuals}, which method.name {config.method.name} does not train; "
+            "set it to none, or take method barm"
+        )
     return problems + _check_old_weights(config) + method.check(config)
 
 

@@ -26,6 +26,7 @@ OURS = {
         "ewf",
         "nest",
         "star",
+        "barm",
         "mbs_ucb",
         "plop_ucb",
         "ssul_ucb",

@@ -40,7 +40,7 @@ TERMS = {
     "mbs": ["cross_entropy", "feature_distillation", "output_distillation", "orthogonal"],
 }
 """What a run of DeepLabV3 writes of its incremental steps, of the methods whose terms are known here."""
-MAY_BE_ZERO = {"star": {"background"}, "mbs_ucb": {"feature_distillation"}}
+MAY_BE_ZERO = {"star": {"background"}, "barm": {"triplet"}, "mbs_ucb": {"feature_distillation"}}
 """Terms of what the old model of a tiny run may see nowhere."""
 RIVALS = [
     name for name, method in METHODS.items() if method.trains and name not in ("mbs", "finetune", "joint")

@@ -25,6 +25,7 @@ LITTLE = ("train.clip_grad_norm=0.001",)
 ON_RANKS = {
     "dkd": ("method=dkd",),
     "star": ("method=star",),
+    "barm": ("method=barm", "method.threshold=0.1"),
     "mbs_ucb": ("method=mbs_ucb", "method.entropy_threshold=1"),
     "mbs with replay": ("method=mbs", "method.threshold=0.5", "method.replay_weight=0.5"),
 }

@@ -66,7 +66,7 @@ def describe_unlearned(
     if 0 < num_iterations < FEW_ITERATIONS:
         remedies.append("more iterations (train.min_iterations=300)")
     if share < RARE:
-        remedies.append("what docs/own_images.md says of rare classes")
+        remedies.append("rare.class_weights=balanced (docs/training.md, 'Rare classes')")
     if old is not None and old[1:].sum() > old[0]:
         remedies.append("less hold on to the old model (method.output_weight, where the method has it)")
     if num_iterations:

@@ -80,6 +80,7 @@ def test_classes_that_no_validation_mask_labels_have_no_iou_and_are_named(folder
     assert set(first["per_class_iou"].values()) == {None}
     assert first["miou_all"] is None
     assert first["unlabelled"] == second["unlabelled"] == ["pear", "kiwi"]
+    assert "taken over, trained on 6 images" in (config.run_dir / "report.html").read_text()
     assert second["per_class_iou"]["pear"] is second["per_class_iou"]["kiwi"] is None
     assert second["per_class_iou"]["fig"] is not None
 
@@ -157,9 +158,9 @@ def test_a_class_that_was_not_learned_is_explained() -> None:
     assert told == (
         "cow has IoU 0: it is never predicted. It has 0.80% of the labelled validation pixels, and the step 9 training "
         "images and 30 iterations; it is taken for dog (75%), background (25%); the old model takes it for dog (88%), "
-        "background (12%); try more iterations (train.min_iterations=300), or what docs/own_images.md says of rare "
-        "classes, or less hold on to the old model (method.output_weight, where the method has it), or method=ridge, "
-        "which solves for classes and needs few images"
+        "background (12%); try more iterations (train.min_iterations=300), or rare.class_weights=balanced "
+        "(docs/training.md, 'Rare classes'), or less hold on to the old model (method.output_weight, where the method "
+        "has it), or method=ridge, which solves for classes and needs few images"
     )
     confusion[0, 3] = 5
     told = describe_unlearned(names, 3, confusion[:, :] * [[1], [1], [1], [9]], None, 400, 0)

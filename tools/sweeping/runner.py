@@ -17,7 +17,7 @@ from tools.sweeping.table import Table
 from trainer.config import describe_difference
 from utils.config.read import read_yaml
 from utils.errors import explain
-from utils.lock import RunLockedError, find_holder, lock
+from utils.lock import LOCK, RunLockedError, find_holder, lock
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIM = ".sweep.lock"
@@ -93,9 +93,13 @@ class Runner:
                     break
                 self._wait()
         self.table.end()
+        failed = [entry for entry in self.entries if entry.state == "failed"]
+        if self.table.is_drawn:
+            for entry in failed:
+                self._complain(entry)
         if self.received:
             raise SystemExit(128 + self.received)
-        return [entry.name for entry in self.entries if entry.state == "failed"]
+        return [entry.name for entry in failed]
 
     def _has_more(self) -> bool:
         is_over = bool(self.received) or (
@@ -127,9 +131,14 @@ class Runner:
 
     def _end(self, entry: Entry, state: str, told: str) -> None:
         entry.state, entry.told = state, told
-        if state == "failed" and told:
-            print(f"main.sh: {entry.name}: {told}", file=sys.stderr, flush=True)
-        if state == "failed" and not self.keep_going:
+        if state == "failed" and not self.table.is_drawn:
+            self._complain(entry)
+
+    def _complain(self, entry: Entry) -> None:
+        """Say why a run has failed, where it has not said so itself."""
+        if entry.told:
+            print(f"main.sh: {entry.name}: {entry.told}", file=sys.stderr, flush=True)
+        if not self.keep_going:
             print(f"main.sh: {entry.name} failed; mend it and rerun", file=sys.stderr, flush=True)
 
     def _start_if_ready(self, entry: Entry) -> None:
@@ -147,19 +156,20 @@ class Runner:
                 entry.held.close()
                 self._end(entry, "finished", "before")
                 return
-        except RunLockedError:
-            entry.told = f"under way in another sweep, {find_holder(run.config.run_dir, CLAIM)}"
+        except RunLockedError:  # by another sweep, a moment ago; the next look says by which
             return
         except (ValueError, OSError) as error:
+            entry.held.close()
             self._end(entry, "failed", explain(error))
             return
         self._start(entry)
 
     def _waits_for(self, run: PlannedRun) -> str | None:
         """What a run has to wait for, None if for nothing; raises ValueError where it will not come."""
-        holder = find_holder(run.config.run_dir)
-        if holder:
-            return f"under way, {holder}"
+        for name, where in ((CLAIM, " in another sweep"), (LOCK, "")):
+            holder = find_holder(run.config.run_dir, name)
+            if holder:
+                return f"under way{where}, {holder}"
         base = run.config.init_from
         maker = next((e for e in self.entries if base == str(own_base(e.run.config))), None)
         if maker is None or maker.run is run or Path(str(base)).exists():

@@ -95,6 +95,25 @@ def call(copy: Path, *command: str) -> str:
     return found.stdout
 
 
+END = "\n-- end of a command --\n"
+CALL_EACH = f"""
+import json, runpy, sys
+for sys.argv in json.loads(sys.argv[1]):
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=False)
+    except SystemExit as end:
+        if end.code:
+            raise
+    print({END!r}, end="", flush=True)
+"""
+
+
+def call_tools(copy: Path, *commands: list[str]) -> list[str]:
+    """Run tools in the copy, `[name, *arguments]` each, all in one process; return what each prints."""
+    given = [[f"tools.{name}", *arguments] for name, *arguments in commands]
+    return call(copy, sys.executable, "-c", CALL_EACH, json.dumps(given)).split(END)[:-1]
+
+
 @pytest.fixture(scope="module")
 def run_dir(copy: Path) -> Path:
     """The folder of a run of two steps with all that was added."""
@@ -119,31 +138,27 @@ def test_two_steps_train_with_an_own_divisor_part_state_and_end_of_the_step(run_
 
 
 def test_the_commands_know_what_was_added(copy: Path, run_dir: Path) -> None:
-    table = call(copy, sys.executable, "-m", "tools.summarize", str(run_dir), "--group-by", "method,dataset")
-    assert "| steady | pets | 1 |" in table
-    photos = str(copy / "pets/photos/val")
-    call(
-        copy,
-        sys.executable,
-        "-m",
-        "tools.predict",
-        str(run_dir / "checkpoints/step_1.pth"),
-        photos,
-        "--output",
-        "out",
-    )
-    assert len(list((copy / "out").rglob("*.png"))) >= 8
     (copy / "sweep.yaml").write_text(
         yaml.safe_dump({"config": "pets.yaml", "methods": ["steady", "mbs", "ssul"]})
     )
-    commands = call(copy, "bash", "main.sh", "sweep.yaml", "--dry-run").splitlines()
-    bases = {line.split("--log ")[1].split()[0]: re.findall(r"init_from=(\S+)", line) for line in commands}
+    table, _, commands, configuration = call_tools(
+        copy,
+        ["summarize", str(run_dir), "--group-by", "method,dataset"],
+        ["predict", str(run_dir / "checkpoints/step_1.pth"), "pets/photos/val", "--output", "out"],
+        ["sweep", "sweep.yaml", "--dry-run"],
+        ["config_table"],
+    )
+    assert "| steady | pets | 1 |" in table
+    assert len(list((copy / "out").rglob("*.png"))) >= 8
+    bases = {
+        line.split("--log ")[1].split()[0]: re.findall(r"init_from=(\S+)", line)
+        for line in commands.splitlines()
+    }
     assert bases == {
         "sweep_steady": [],
         "sweep_mbs": ["runs/sweep_steady/checkpoints/step_0.pth"],
         "sweep_ssul": [],
     }, "one base step for softmaxes, one for sigmoids"
-    configuration = call(copy, sys.executable, "-m", "tools.config_table")
     assert "| `method.old_share` | `0.5` | Share of the old weights at the end of a step. |" in configuration
     assert "`voc`, `ade20k`, `cityscapes`, `folder`, `shapes`" in configuration
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
-import subprocess
-import sys
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -201,14 +200,16 @@ def test_the_snippet_that_uses_a_model_names_the_classes_of_an_image(
     block: Block,
     finished_run: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "runs/demo/checkpoints").mkdir(parents=True)
     (tmp_path / "runs/demo/checkpoints/step_2.pth").symlink_to(finished_run / "checkpoints/step_1.pth")
     Image.fromarray(np.full((48, 40, 3), 90, np.uint8)).save(tmp_path / "street.jpg")
     (tmp_path / "snippet.py").write_text(f"{block.text}\nprint(list(classes.shape))\n")
-    command, environment = [sys.executable, "snippet.py"], os.environ | {"PYTHONPATH": str(ROOT)}
-    output = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
-    names, shape = output.splitlines()
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("snippet.py", run_name="__main__")
+    names, shape = capsys.readouterr().out.splitlines()
     assert yaml.safe_load(shape) == [48, 40]
     said = yaml.safe_load(names)
     assert said

@@ -1,16 +1,13 @@
 """tools/benchmark.py and tools/bench/measure.py: every row runs through the command line; memory is counted right."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.support.cli import LAUNCHER_VARIABLES, ROOT
+from tests.support.cli import call_tool
 from tests.support.training import WORKER, tiny
 from tools.bench.iteration import Iteration
 from tools.bench.measure import live_bytes, medians, peak_mib
@@ -22,24 +19,11 @@ CPU = torch.device("cpu")
 FIELDS = {"name", "what", "ours_s", "floor_s", "ratio", "aim", "peak_mib", "logits_alive"}
 
 
-def run_benchmark(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    return subprocess.run(
-        [sys.executable, "-m", "tools.benchmark", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `all --quick --json` writes."""
     path = tmp_path_factory.mktemp("benchmark") / "figures.json"
-    result = run_benchmark("all", "--quick", "--device", "cpu", "--json", path)
+    result = call_tool("benchmark", "all", "--quick", "--device", "cpu", "--json", path)
     assert result.returncode == 0, result.stderr
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     assert result.stdout.count("\n| ") == len(content["rows"]) + 1, "a line for each row, and the heading"
@@ -70,7 +54,7 @@ def test_the_machine_and_the_size_are_named(content: dict[str, Any]) -> None:
 
 
 def test_a_wrong_config_ends_with_one_message(tmp_path: Path) -> None:
-    result = run_benchmark("step", "--config", tmp_path / "none.yaml")
+    result = call_tool("benchmark", "step", "--config", tmp_path / "none.yaml")
     assert result.returncode == 2
     assert result.stderr == f"error: {tmp_path / 'none.yaml'}: no such config file\n"
 

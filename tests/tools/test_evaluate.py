@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import run_tool
+from tests.support.cli import call_tool
 from tools.evaluate import UNKNOWN, main
 
 
@@ -26,7 +26,7 @@ def test_the_command_line_gives_the_figures_of_training_to_the_last_digit(
 ) -> None:
     json_path = tmp_path / "figures.json"
     path = finished_run / "checkpoints" / "step_1.pth"
-    result = run_tool("evaluate", path, "--json", json_path, "--device", "cpu")
+    result = call_tool("evaluate", path, "--json", json_path, "--device", "cpu")
     assert result.returncode == 0, result.stderr
     expected = read_entry(finished_run, 1)
     assert json.loads(json_path.read_text()) == expected

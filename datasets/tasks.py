@@ -67,6 +67,10 @@ class Task:
     steps: tuple[Step, ...]
     domains: tuple[tuple[str, ...], ...] = ()
 
+    def num_future(self, step: Step) -> int:
+        """Return how many classes later steps bring."""
+        return len(self.class_names) - step.num_classes
+
     def labelled_classes(self, step: Step, train_on: str = "step") -> tuple[int, ...]:
         """Ids that are labelled in a step's images: its own, with train_on='seen' or domains all seen ones."""
         return step.seen_classes if train_on == "seen" or self.domains else step.new_classes

@@ -2,6 +2,7 @@
 
 from methods.barm import BARM
 from methods.base import Method, Output, Targets, Term, means
+from methods.dft import DFT
 from methods.dkd import DKD
 from methods.ewf import EWF
 from methods.finetune import Finetune, Joint
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "plop_ucb": PLOPUCB,
     "ssul_ucb": SSULUCB,
     "rcil": RCIL,
+    "dft": DFT,
     "ridge": Ridge,
     "segacil": SegACIL,
 }
@@ -42,7 +44,7 @@ METHODS: dict[str, type[Method]] = {
 __all__ = ["METHODS", "Method", "Output", "Targets", "Term", "means", "method_of_step"]
 
 
-def method_of_step(options: Method.Options, num_old: int, num_new: int) -> Method:
+def method_of_step(options: Method.Options, num_old: int, num_new: int, num_future: int = 0) -> Method:
     """Return the configured method for a step; in the base step (num_old is 0) what trains it there."""
     method = METHODS[options.name]
-    return (method if num_old else method.base_step)(options, num_old, num_new)
+    return (method if num_old else method.base_step)(options, num_old, num_new, num_future)

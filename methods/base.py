@@ -137,12 +137,13 @@ class Method:
 
     `begin_step` runs once a step: when a step is resumed, `state`, model and `modules` come from the mid-step save.
 
-    options: the method's section of the config. num_old: classes before the step, background among them; 0 in the base
-    step. num_new: classes that the step adds. state: plain tensors that the method carries through a step and from
-    step to step; they are part of every save, and of the weights that `checkpoint: best_…` chooses. All ranks must hold
-    the same: the main one's are saved. modules: what `parts` has made, on the step's device. parts_are_trained: whether
-    an earlier step has trained them. model: the network that trains, for terms that ask it for more than its output of
-    the batch. looks: the step's images, for an `end_step` that goes over them.
+    options: the method's section of the config. num_old: classes before the step, background among them; 0 in the
+    base step. num_new: classes that the step adds. num_future: classes of later steps. state: plain tensors that
+    the method carries through a step and from step to step; they are part of every save, and of the weights that
+    `checkpoint: best_…` chooses. All ranks must hold the same: the main one's are saved. modules: what `parts` has
+    made, on the step's device. parts_are_trained: whether an earlier step has trained them. model: the network that
+    trains, for terms that ask it for more than its output of the batch. looks: the step's images, for an `end_step`
+    that goes over them.
     """
 
     class Options(NamedSection):
@@ -167,10 +168,11 @@ class Method:
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Other fields of the config that the method sets where neither file nor command line does."""
 
-    def __init__(self, options: Any, num_old: int, num_new: int) -> None:
+    def __init__(self, options: Any, num_old: int, num_new: int, num_future: int = 0) -> None:
         self.options = options
         self.num_old = num_old
         self.num_new = num_new
+        self.num_future = num_future
         self.state: dict[str, Tensor] = {}
         self.modules = nn.ModuleDict()
         self.parts_are_trained = False

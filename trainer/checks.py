@@ -14,9 +14,10 @@ from datasets.source import SegmentationDataset
 from datasets.tasks import Task
 from methods import METHODS, method_of_step
 from models import MODELS
-from trainer.checkpoint import RERUN, checkpoint_path, load_checkpoint, restore_model
+from trainer.checkpoint import RERUN, checkpoint_path, load_checkpoint, restore_method, restore_model
 from trainer.config import Config, describe_difference, differing_fields, with_defaults
 from trainer.data import make_task
+from trainer.network import make_parts
 from trainer.shared_base import base_file
 from utils.config.read import read_yaml
 from utils.console import check_environment
@@ -291,15 +292,21 @@ def check_base(config: Config, task: Task, num_images: int) -> None:
             "set continue_training to false, or rerun that method on all images"
         )
     method = method_of_step(config.method, task.steps[0].num_new, 1)
-    carried = checkpoint["method_state"] if theirs_of.base_step is ours_of.base_step else {}
+    is_own = theirs_of.base_step is ours_of.base_step
+    carried = checkpoint["method_state"] if is_own else {}
     if method.begins_with not in (None, *carried) and num_images == 0:
         raise ValueError(
             f"init_from: {config.init_from} was trained with method {name} and holds nothing that "
             f"method {config.method.name} could go on from, and no image of step 0 is there to begin with; take a "
             f"checkpoint of a run with method {config.method.name}, or data that hold images of step 0"
         )
+    first = task.steps[0]
     try:
         restore_model(config, checkpoint)
+        if is_own:
+            method = method_of_step(config.method, 0, first.num_new, task.num_future(first))
+            method.modules = make_parts(method, config)
+            restore_method(method, checkpoint, torch.device("cpu"))
     except ValueError as error:
         raise ValueError(f"init_from: {config.init_from}: {error}") from error
 

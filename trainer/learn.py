@@ -115,7 +115,8 @@ def name_images(session: Session, step: Step) -> None:
 def start_step(session: Session, step: Step) -> Learner:
     """Return what learns in a step: new at step 0, else from the last checkpoint, with the step's classes added."""
     config, worker = session.config, session.worker
-    method = method_of_step(config.method, step.num_old, step.num_new)
+    num_future = session.plan.task.num_future(step)
+    method = method_of_step(config.method, step.num_old, step.num_new, num_future)
     old_model = None
     if step.index == 0:
         network = session.plan.base_network
@@ -206,7 +207,7 @@ def take_over(session: Session, path: Path) -> None:
     base = load_checkpoint(base_file(config.init_from))
     names = ", ".join(plan.task.new_class_names(step))
     session.log.info(f"step 0: {names}; taken from {config.init_from}")
-    method = method_of_step(config.method, 0, step.num_new)
+    method = method_of_step(config.method, 0, step.num_new, plan.task.num_future(step))
     method.modules = make_parts(method, config)
     carried = carried_over(METHODS[config.method.name], base)
     if base.get("described_by") and "described_by" not in carried:

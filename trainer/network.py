@@ -29,11 +29,14 @@ def make_parts(method: Method, config: Config) -> nn.ModuleDict:
     return nn.ModuleDict(method.parts(config.model.channels))
 
 
-def network_of_base(config: Config) -> Network:
-    """Return the network of the checkpoint that `init_from` names, with the method's modules as far as it has them."""
+def network_of_base(config: Config, num_future: int = 0) -> Network:
+    """Return the network of the checkpoint that `init_from` names, with the method's modules as far as it has them.
+
+    num_future: classes of later steps.
+    """
     assert config.init_from is not None
     base = load_checkpoint(base_file(config.init_from))
-    network = new_network(config, restore_model(config, base))
+    network = new_network(config, restore_model(config, base), num_future)
     if (
         METHODS[base["config"]["method"]["name"]].base_step is METHODS[config.method.name].base_step
         and base["parts"]
@@ -42,7 +45,7 @@ def network_of_base(config: Config) -> Network:
     return network
 
 
-def new_network(config: Config, model: SegmentationModel) -> Network:
-    """Return the network of a base step that trains `model`."""
-    method = method_of_step(config.method, 0, sum(model.num_classes))
+def new_network(config: Config, model: SegmentationModel, num_future: int = 0) -> Network:
+    """Return the network of a base step that trains `model`; num_future: classes of later steps."""
+    method = method_of_step(config.method, 0, sum(model.num_classes), num_future)
     return Network(model, make_parts(method, config))

@@ -200,18 +200,18 @@ def prepare(config: Config, worker: Worker) -> Plan:
             worker.main_only(partial(check_images, config, dataset))
     else:
         told += worker.main_only(lambda: describe_finished(config, task, [train, *parts]))
-    base_network = None
+    base_network, num_future = None, task.num_future(task.steps[0])
     if not worker.main_only(checkpoint_path(config.run_dir, 0).exists):
         if config.init_from is not None:
             worker.main_only(lambda: check_base(config, task, len(selected[0][0])))
         if config.continue_training:
-            base_network = worker.main_only(lambda: network_of_base(config))
+            base_network = worker.main_only(lambda: network_of_base(config, num_future))
         elif config.init_from is None:
             seed_everything(config.seed, 0)
             # One process fetches the weights and hands them to the others, its error included.
             base_network = worker.main_only(
                 lambda: new_network(
-                    config, new_model(config, [task.steps[0].num_new], config.model.pretrained)
+                    config, new_model(config, [task.steps[0].num_new], config.model.pretrained), num_future
                 )
             )
     memories = choose_memories(config, task, image_classes, selected, lists)

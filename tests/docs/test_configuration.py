@@ -31,6 +31,7 @@ OURS = {
         "plop_ucb",
         "ssul_ucb",
         "rcil",
+        "dft",
         "ridge",
         "segacil",
     },

@@ -228,6 +228,6 @@ def test_problems_are_told_where_they_leave_no_image_at_all(
     (tmp_path / "coco.json").write_text(json.dumps(content))
     arguments = ["coco", str(tmp_path / "coco.json"), "--images", str(tmp_path / "photos")]
     told = fails(capsys, *arguments, "--output", tmp_path / "out")
-    for what in ("found the id 1 twice", "height: found '6'", "found 7 numbers", "no image for train"):
+    for what in ("found the id 1 twice", "height: found '6'", "found 7 numbers", "no image for val"):
         assert what in told
     assert not (tmp_path / "out").exists()

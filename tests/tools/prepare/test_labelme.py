@@ -144,7 +144,7 @@ def test_sources_that_are_none_are_told_before_anything_is_written(
     (source / "a.json").write_text("{")
     assert "a.json: not valid JSON" in fails(capsys, "labelme", source, "--output", output)
     write_labelme(source / "a.json", shape("pear", *SQUARE))
-    assert "no image for train; annotate more" in fails(capsys, "labelme", source, "--output", output)
+    assert "no image for val; annotate more" in fails(capsys, "labelme", source, "--output", output)
     write_labelme(source / "b.json", shape("pear", *SQUARE), image="b.tif")
     assert "b.tif: allowed are .jpg, .jpeg" in fails(capsys, "labelme", source, "--output", output)
     write_labelme(source / "b.json")

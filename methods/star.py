@@ -41,7 +41,7 @@ class STAR(STARBase):
     """Binary cross-entropy of the new classes over pixels, replayed features and background, in the balance that joint
     training would have; features of old classes are kept, those of new ones pushed from the nearest old prototype.
 
-    Ours: the background has a row, which is distilled as DKD's is (methods/dkd.py).
+    Ours: the background has a row; its score is distilled, and asked to vanish where a new class is labelled.
     """
 
     class Options(STARBase.Options):

@@ -55,6 +55,7 @@ INCREMENTAL_ONLY = (
     "init_from",
     "memory",
     "data.train_on",
+    "model.background_residuals",
     "train.num_epochs_incremental",
     "train.lr_incremental",
     "train.lr_classifier_incremental",

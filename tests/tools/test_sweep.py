@@ -174,7 +174,7 @@ def test_environment_chooses_gpus_port_tasks_settings_method_configs_arguments_a
 
 def test_methods_and_seeds_share_base_steps_sigmoids_one_that_measured_its_classes() -> None:
     variables = {"VOC_TASKS": "15-1", "ADE_TASKS": "", "SETTINGS": "overlap", "SEEDS": "0 1"}
-    variables |= {"METHODS": "mbs mib ssul dkd star"}
+    variables |= {"METHODS": "mbs mib ssul dkd star barm"}
     start = "voc_15-1_overlap_"
     found = bases(read_environment(variables), variables)
     assert found == {
@@ -185,6 +185,7 @@ def test_methods_and_seeds_share_base_steps_sigmoids_one_that_measured_its_class
             ("dkd", "dkd"),
             ("star", "star"),
             ("ssul", "star"),
+            ("barm", "star"),
         )
         for seed in (0, 1)
     }

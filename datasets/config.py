@@ -42,3 +42,6 @@ class FilesConfig(DataConfig):
     split."""
     val_ids: Path | None = None
     """The same for the validation images."""
+    saliency: Path | None = None
+    """Folder of masks ID.png, other than 0 where an image is salient, for each training image: what SSUL's unknown
+    class is shown by; null has none."""

@@ -38,7 +38,7 @@ class FileDataset:
     image and mask. With `background_is_void` (ADE20K) label 0 becomes 255 in evaluation. `mask_coding`: what the
     pixels of masks mean; None: the data set id itself. `long_side`: what larger images and masks are reduced to on
     reading. `is_part`: whether the samples are only some of the split's. `remarks`: lines about its
-    files, such as those that are left out.
+    files, such as those that are left out. `saliency`: folder with a mask of what is salient for each sample.
     """
 
     name: str
@@ -51,6 +51,7 @@ class FileDataset:
     long_side: int | None = None
     is_part: bool = False
     remarks: tuple[str, ...] = ()
+    saliency: Path | None = None
 
     @property
     def coding(self) -> MaskCoding:
@@ -80,6 +81,11 @@ class FileDataset:
         check_size(image_path, image, mask_path, pixels)
         label = self.coding.decode(mask_path, pixels)
         return reduce_image(image, self.long_side), reduce_label(label, self.long_side)
+
+    def read_salient(self, image_id: str) -> UInt8Array:
+        """Mask (H, W) uint8, other than 0 where an image is salient, reduced as labels are; raises as `read` does."""
+        assert self.saliency is not None
+        return reduce_label(read_mask(self.saliency / f"{image_id}.png"), self.long_side)
 
     def read_label(self, image_id: str) -> UInt8Array:
         """Label (H, W) uint8 in data set ids, reduced to the long side."""

@@ -1,6 +1,6 @@
 """A step's training images with the labels that the step may see, and the validation images."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from datasets.masks import remap
 from datasets.selection import select_images as select_images  # also the public place of the function
 from datasets.source import SegmentationDataset
-from datasets.tasks import IGNORE_INDEX, Step, Task
+from datasets.tasks import IGNORE_INDEX, SALIENT, Step, Task
 from datasets.transforms import EvaluateTransform, TrainTransform
 from datasets.unreadable import explain
 from utils.errors import DataError
@@ -83,6 +83,7 @@ class StepDataset(Dataset[Sample]):
     replaced by the next one of the step.
 
     memory_ids: those of the images that come from earlier steps; memory_table: their labels', None for `table`.
+    read_salient: gives a mask of what is salient, where background that is so is labelled SALIENT.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class StepDataset(Dataset[Sample]):
         step: int,
         memory_ids: Collection[str] = (),
         memory_table: Table | None = None,
+        read_salient: Callable[[str], UInt8Array] | None = None,
     ) -> None:
         self.source = source
         self.image_ids = image_ids
@@ -102,6 +104,7 @@ class StepDataset(Dataset[Sample]):
         self.memory_ids = frozenset(memory_ids)
         self.memory_table = table if memory_table is None else memory_table
         self.transform = transform
+        self.read_salient = read_salient
         self.seed = seed
         self.step = step
 
@@ -112,13 +115,15 @@ class StepDataset(Dataset[Sample]):
         epoch, index = key
         problems: list[str] = []
         for candidate in (*range(index, len(self)), *range(index)):
-            found = _read(self.source, self.image_ids[candidate])
+            image_id = self.image_ids[candidate]
+            found = _read(self.source, image_id, self.read_salient)
             if not isinstance(found, str):
-                image, label = found
+                image, label, salient = found
                 generator = make_generator(self.seed, self.step, epoch, index)
-                is_memory = self.image_ids[candidate] in self.memory_ids
-                table = self.memory_table if is_memory else self.table
-                return *self.transform(image, remap(label, table), generator), "\n".join(problems)
+                label = remap(label, self.memory_table if image_id in self.memory_ids else self.table)
+                if salient is not None:
+                    label = np.where((label == 0) & (salient > 0), np.uint8(SALIENT), label)
+                return *self.transform(image, label, generator), "\n".join(problems)
             problems.append(found)
         return _blank(self.transform.crop_size, "\n".join(problems))
 
@@ -153,14 +158,28 @@ class ValidationDataset(Dataset[Sample]):
         found = _read(self.source, self.image_ids[index])
         if isinstance(found, str):
             return _blank(self.transform.crop_size, found)
-        image, label = found
+        image, label, _ = found
         return *self.transform(image, remap(label, self.table)), ""
 
 
-def _read(source: SegmentationDataset, image_id: str) -> tuple[UInt8Array, UInt8Array] | str:
-    """Image and label, or in a line why they cannot be read."""
+def _read(
+    source: SegmentationDataset,
+    image_id: str,
+    read_salient: Callable[[str], UInt8Array] | None = None,
+) -> tuple[UInt8Array, UInt8Array, UInt8Array | None] | str:
+    """Image, label and, where it is asked for, what is salient, or in a line why they cannot be read."""
     try:
-        return source.read(image_id)
+        image, label = source.read(image_id)
+        if read_salient is None:
+            return image, label, None
+        salient = read_salient(image_id)
+        if salient.shape != label.shape:
+            sizes = [f"{x.shape[1]}x{x.shape[0]}" for x in (salient, label)]
+            raise DataError(
+                f"{image_id}: its mask of data.saliency is {sizes[0]} (width x height), its label {sizes[1]}; they "
+                "must be equal"
+            )
+        return image, label, salient
     except (DataError, OSError) as error:
         return explain(error)
 

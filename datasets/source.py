@@ -11,6 +11,7 @@ from datasets.config import DataConfig, FilesConfig
 from datasets.domains import Domains
 from datasets.file_dataset import FileDataset
 from datasets.id_list import keep_listed
+from datasets.listing import list_files
 from utils.images import Colour, UInt8Array
 
 
@@ -83,8 +84,23 @@ def file_source(
 
     def open_configured(section: FilesConfig, split: str, problems: list[str] | None = None) -> FileDataset:
         dataset = replace(open_split(section.root, split, problems), long_side=section.long_side)
+        if section.saliency is not None and split == "train":
+            dataset = with_saliency(dataset, section.saliency)
         field_name = f"{split}_ids"
         id_list: Path | None = getattr(section, field_name)
         return dataset if id_list is None else keep_listed(dataset, id_list, f"data.{field_name}", problems)
 
     return Source(open_configured, how_to_get, options, classes, class_orders or {}, domains)
+
+
+def with_saliency(dataset: FileDataset, folder: Path) -> FileDataset:
+    """Return a split with the saliency masks of a folder; raises FileNotFoundError where an image has none."""
+    expected = "data.saliency: expected a mask ID.png for each training image"
+    masks = list_files(folder, {".png"}, expected)
+    missing = [image_id for image_id in dataset.ids if image_id not in masks]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder / missing[0]}.png: this mask is missing ({len(missing)} of {len(dataset.ids)} images have none). "
+            f"{expected}"
+        )
+    return replace(dataset, saliency=folder)

@@ -44,12 +44,15 @@ def soft_binary_cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
     return F.softplus(logits) - probabilities * logits
 
 
-def sigmoid_pseudo_labels(labels: Tensor, old_logits: Tensor, threshold: float) -> Tensor:
+def sigmoid_pseudo_labels(
+    labels: Tensor, old_logits: Tensor, threshold: float, num_old: int | None = None
+) -> Tensor:
     """Put the old model's likeliest class where the label is background and that class scores `threshold` (eq. 2).
 
-    Everything else stays. Without saliency there is no unknown class: background stays background.
-    labels: (B,H,W) int64; old_logits: (B,K_old,H,W), scores are their sigmoids. Returns (B,H,W) int64.
+    Everything else stays. labels: (B,H,W) int64; old_logits: (B,K_old,H,W), scores are their sigmoids, with those of
+    further channels, of which none is taken over; num_old: K_old, None for all channels. Returns (B,H,W) int64.
     """
     score, old_class = at_least_float32(old_logits.detach()).sigmoid().max(dim=1)
-    is_taken = (labels == 0) & (old_class != 0) & (score >= threshold)
+    num_old = old_logits.shape[1] if num_old is None else num_old
+    is_taken = (labels == 0) & (old_class != 0) & (old_class < num_old) & (score >= threshold)
     return torch.where(is_taken, old_class, labels)

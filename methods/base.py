@@ -17,6 +17,8 @@ from utils.config.section import NamedSection
 
 IGNORE_INDEX = 255
 """Label of pixels that no loss counts."""
+SALIENT = 254
+"""Label of background that is salient, where `data.saliency` says what is."""
 
 
 class Output(Protocol):
@@ -163,6 +165,8 @@ class Method:
     """Whether the method is about a background with residuals, which no other method trains."""
     trains: ClassVar[bool] = True
     """Whether the step has iterations; false where `begin_step` does all there is to do."""
+    takes_heads: ClassVar[bool] = False
+    """Whether classes may be scored by heads of their own (`model.classifier`), one of an unknown class among them."""
     needs_new_classes: ClassVar[bool] = True
     """Whether a step without new classes, as tasks of domains have them, means nothing to the method."""
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -188,6 +192,11 @@ class Method:
     def begins_with(self) -> str | None:
         """What of `state` step 1 finds in the base step's images where the base step's checkpoint lacks it."""
         return None
+
+    @classmethod
+    def defaults_for(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return `defaults` and what follows from other fields of the config; values: those given, unchecked."""
+        return cls.defaults
 
     @classmethod
     def check(cls, config: Any) -> list[str]:

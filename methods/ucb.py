@@ -1,6 +1,7 @@
 """UCB (IEEE TIP 2025): pixels weigh by how sure the old model is and how rare their class is, on three methods."""
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -101,7 +102,8 @@ class SSULUCB(UCB, SSUL):
     """SSUL with these weights."""
 
     class Options(UCB.Options, SSUL.Options):
-        pass
+        unknown: Literal["none"] = "none"
+        """There is no unknown class: its pixels have no class whose rarity could be counted."""
 
     options: Options
 

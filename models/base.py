@@ -14,9 +14,10 @@ from models.closed_form import ClosedFormClassifier, join_maps
 from models.output import SegOutput, most_likely, upsample
 from utils.config.section import NamedSection
 
-Start = Literal["random", "background", "shared_background"]
-"""As what new classes start: anew, as copies of the background's classifier, or as copies that share with it what the
-background scored, biases lowered by log(1 + new classes) (MiB, arXiv 2002.00718, eq. 10)."""
+Start = Literal["random", "background", "shared_background", "unknown"]
+"""As what new classes start: anew, as copies of the background's classifier, as copies that share with it what the
+background scored, biases lowered by log(1 + new classes) (MiB, arXiv 2002.00718, eq. 10), or as copies of the unknown
+class's, where the model has one (SSUL, arXiv 2106.11562)."""
 
 Stages = bool | Literal["activated"]
 """Whether the maps of a backbone's stages are wanted, and whether before or behind the activation that ends each."""
@@ -167,8 +168,12 @@ class SegmentationModel(nn.Module):
         return list(self.get_submodule("classifier").parameters())
 
     def newest_parameters(self) -> list[nn.Parameter]:
-        """Return those of them that belong to the newest step's classes."""
+        """Return those of them that belong to the newest step's classes, and to the unknown class."""
         raise NotImplementedError
+
+    def background_parameters(self) -> list[nn.Parameter]:
+        """Return those of them that belong to the background alone; none where it shares a tensor with classes."""
+        return []
 
     def forward(self, images: Tensor, with_stages: Stages = False, full_size: bool = True) -> SegOutput:
         """with_stages: fill `SegOutput.stages`, where the backbone has them. full_size: fill its logits."""

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from models.backbone import build_backbone, feature_maps, watch_stage_ends
 from models.base import MAX_CHANNELS, ModelOptions, SegmentationModel, Stages, Start
-from models.classifier import GrowingClassifier
+from models.classifier import GrowingClassifier, OwnHeads, join_unknown
 from models.closed_form import pool_to_grid
 from models.compensation import compensate_bottlenecks, compensate_sequence
-from models.output import SegOutput
+from models.output import SegOutput, most_likely, upsample
 from models.residual_background import ResidualBackground, join_outputs
 
 
@@ -68,7 +68,12 @@ class DeepLabV3(SegmentationModel):
         """Convolutions from ASPP's maps to the features: a 3x3, one behind a 1x1 (torchvision, SSUL, DKD), or a 1x1
         alone (MiB, PLOP)."""
         dropout: float = Field(0.0, ge=0, lt=1)
-        """Dropout of the maps that the last of these convolutions sees (0.1 in SSUL and DKD)."""
+        """Dropout of the maps that the last of these convolutions sees (0.1 in SSUL and DKD); of the features, where
+        `classifier` has heads."""
+        classifier: Literal["rows", "heads", "heads+unknown"] = "rows"
+        """What scores the classes: rows of a 1x1; a head of a 3x3, BatchNorm, ReLU and 1x1 for each step's classes and
+        for the background (SSUL; behind head 1x1, as released); or these and one of an unknown class, whose score
+        joins the background's in prediction."""
         compensation: bool = False
         """Two branches for the 3x3 convolutions of a ResNet's bottlenecks and for those of ASPP (RCIL). With each new
         step one of them becomes the average of both, and remembers."""
@@ -102,9 +107,15 @@ class DeepLabV3(SegmentationModel):
         if options.head == "1x1+3x3":
             self.reduce = conv_bn_relu(channels, options.channels, 1)
             channels = options.channels
-        self.dropout = nn.Dropout(options.dropout)
+        has_rows = options.classifier == "rows"
+        self.dropout = nn.Dropout(options.dropout if has_rows else 0.0)
         self.project = conv_bn_relu(channels, options.channels, 1 if options.head == "1x1" else 3)
-        self.classifier = GrowingClassifier(options.channels, num_classes)
+        self.has_unknown = options.classifier == "heads+unknown"
+        self.classifier: GrowingClassifier | OwnHeads = (
+            GrowingClassifier(options.channels, num_classes)
+            if has_rows
+            else OwnHeads(options.channels, num_classes, self.has_unknown, options.dropout)
+        )
         self.residual_background: ResidualBackground | None = None
         if options.background_residuals != "none":
             has_ears = options.background_residuals == "ears"
@@ -128,11 +139,28 @@ class DeepLabV3(SegmentationModel):
 
     def newest_parameters(self) -> list[nn.Parameter]:
         newest = list(self.classifier.heads[-1].parameters())
-        return newest + (self.residual_background.newest_parameters() if self.residual_background else [])
+        if self.residual_background is not None:
+            newest += self.residual_background.newest_parameters()
+        unknown = self.classifier.unknown if isinstance(self.classifier, OwnHeads) else None
+        return newest if unknown is None else [*newest, *unknown.parameters()]
 
     def classifier_parameters(self) -> list[nn.Parameter]:
         rows = list(self.residual_background.rows.parameters()) if self.residual_background else []
         return super().classifier_parameters() + rows
+
+    def background_parameters(self) -> list[nn.Parameter]:
+        if not isinstance(self.classifier, OwnHeads):
+            return []
+        return list(self.classifier.background.parameters())
+
+    def to_image_size(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
+        logits = upsample(grid_logits, size)
+        return join_unknown(logits) if self.has_unknown else logits
+
+    def most_likely(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
+        if self.has_unknown:
+            return self.to_image_size(grid_logits, size).argmax(dim=1)
+        return most_likely(grid_logits, size)
 
     def forward(self, images: Tensor, with_stages: Stages = False, full_size: bool = True) -> SegOutput:
         if self.closed_form is not None:

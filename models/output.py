@@ -12,7 +12,8 @@ _CLASSES_AT_ONCE = 8
 class SegOutput(NamedTuple):
     """One forward pass; K classes known to the model, (h,w) its feature grid.
 
-    logits: (B,K,H,W) at image size, None where not asked for; grid_logits: (B,K,h,w) before upsampling; features:
+    logits: (B,K,H,W) at image size, None where not asked for; grid_logits: (B,K,h,w) before upsampling, of a
+    model with an unknown class (B,K+1,h,w), that class last; features:
     (B,D,h,w), what feature distillation compares; class_tokens: (K,D), one vector a class; class_embeddings: (B,K,D)
     where the model decodes classes per image, else None; stages: feature maps (B,C,h,w) of the backbone, fine to
     coarse, each before the activation that ends it, if one does; empty unless asked for; backbone: its last map

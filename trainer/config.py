@@ -59,6 +59,7 @@ INCREMENTAL_ONLY = (
     "train.num_epochs_incremental",
     "train.lr_incremental",
     "train.lr_classifier_incremental",
+    "train.lr_background_factor",
     "train.freeze_bn",
     "train.freeze_extractor",
     "train.weight_decay_on",
@@ -111,6 +112,9 @@ class TrainConfig(Section):
     lr_classifier_incremental: float | None = Field(None, gt=0)
     """Learning rate of the classifier in incremental steps (absolute), where it is not that of everything else behind
     the backbone: class tokens can learn fast while the features they share move slowly."""
+    lr_background_factor: float = Field(1.0, ge=0)
+    """Factor on the classifier's learning rate in incremental steps for a head of the background's own
+    (`model.classifier`); 0 freezes it."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of SGD (beta 1 of AdamW)."""
     nesterov: bool = False
@@ -314,7 +318,9 @@ def make_config(
     if log or values.get("log") in (None, ""):
         values["log"] = log or path.stem
     method = METHODS.get(name_in(Config, values, "method"))
-    values, wrong = merge(method.defaults if method else {}, values), set()
+    if isinstance(values.get("model"), str):  # the name alone leaves room for what the method sets beside it
+        values["model"] = {"name": values["model"]}
+    values, wrong = merge(method.defaults_for(values) if method else {}, values), set()
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -392,6 +398,16 @@ def check_method(config: Config) -> list[str]:
         problems.append(
             f"method.name: {config.method.name} compares the stages of a convolutional backbone, which model.name "
             f"{config.model.name} has not; use model.name deeplabv3, or another method"
+        )
+    classifier = getattr(config.model, "classifier", "rows")
+    if classifier != "rows" and not method.takes_heads:
+        able = ", ".join(name for name, other in METHODS.items() if other.takes_heads)
+        problems.append(
+            f"model.classifier: {classifier} is for method {able}, found method.name {config.method.name}; take rows"
+        )
+    if getattr(config.data, "saliency", None) is not None and not method.takes_heads:
+        problems.append(
+            f"data.saliency: method {config.method.name} uses none; leave it out, or take method ssul"
         )
     if method.needs_new_classes and is_domain_task(config.task):
         able = ", ".join(name for name, other in METHODS.items() if not other.needs_new_classes)

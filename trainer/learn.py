@@ -1,14 +1,17 @@
 """Learning one step: from the checkpoint of the step before to the checkpoint of this one."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets.file_dataset import FileDataset
 from datasets.id_list import digest_ids
 from datasets.incremental import StepDataset, ValidationDataset, training_table
 from datasets.rare import balanced_weights, count_labels
+from datasets.source import SegmentationDataset
 from datasets.tasks import IGNORE_INDEX, Step
 from datasets.transforms import EvaluateTransform, TrainTransform
 from methods import METHODS, Method, method_of_step
@@ -39,6 +42,7 @@ from trainer.shared_base import base_file
 from trainer.step import train_step
 from utils.distributed import seed_everything
 from utils.files import write_atomic
+from utils.images import UInt8Array
 
 
 def learn(session: Session, step: Step) -> None:
@@ -154,7 +158,15 @@ def step_dataset(plan: Plan, step: Step, model: SegmentationModel) -> StepDatase
         step.index,
         plan.memory_ids[step.index],
         training_table(plan.task, step, config.memory.labels, config.train.void_label),
+        salient_reader(plan.train),
     )
+
+
+def salient_reader(dataset: SegmentationDataset) -> Callable[[str], UInt8Array] | None:
+    """Return what reads the saliency masks of a data set, None where it has none."""
+    if not isinstance(dataset, FileDataset) or dataset.saliency is None:
+        return None
+    return dataset.read_salient
 
 
 def rare_terms(session: Session, step: Step, dataset: StepDataset, method: Method) -> RareTerms | None:

@@ -28,9 +28,15 @@ def build_optimizer(network: Network, config: TrainConfig, is_base_step: bool) -
     if not is_base_step and config.lr_classifier_incremental is not None:
         lr_classifier = config.lr_classifier_incremental
     backbone = model.backbone_parameters()
-    classifier = [*model.classifier_parameters(), *network.parts.parameters()]
-    elsewhere = {id(p) for p in backbone + classifier}
+    background = [] if is_base_step else model.background_parameters()
+    own = {id(p) for p in background}
+    classifier = [
+        p for p in (*model.classifier_parameters(), *network.parts.parameters()) if id(p) not in own
+    ]
+    elsewhere = {id(p) for p in backbone + classifier + background}
     heads = [p for p in model.parameters() if id(p) not in elsewhere]
+    rates = [(backbone, lr), (heads, lr_heads), (classifier, lr_classifier)]
+    rates += [(background, lr_classifier * config.lr_background_factor)] if background else []
     only = config.weight_decay_on == "new_classes" and not is_base_step
     decaying = {id(p) for p in (model.newest_parameters() if only else network.parameters())}
     groups = [
@@ -39,7 +45,7 @@ def build_optimizer(network: Network, config: TrainConfig, is_base_step: bool) -
             "lr": group_lr,
             "weight_decay": config.weight_decay if decays else 0.0,
         }
-        for parameters, group_lr in ((backbone, lr), (heads, lr_heads), (classifier, lr_classifier))
+        for parameters, group_lr in rates
         for decays in ((True, False) if only else (True,))
     ]
     if config.optimizer == "adamw":

@@ -133,7 +133,8 @@ def prepare_for_training(model: SegmentationModel, step: Step, train: TrainConfi
     if train.freeze_old_classes:
         for parameter in model.classifier_parameters():
             parameter.requires_grad_(False)
-    for parameter in model.newest_parameters():
+    background = model.background_parameters() if train.lr_background_factor else []
+    for parameter in (*model.newest_parameters(), *background):
         parameter.requires_grad_()
 
 

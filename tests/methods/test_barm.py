@@ -131,7 +131,7 @@ def test_killed_in_its_last_step_it_ends_bit_for_bit(
 
 
 def test_a_base_step_of_ssul_serves_the_light_form(tmp_path: Path) -> None:
-    base = tiny(tmp_path, "base", "method=ssul")
+    base = tiny(tmp_path, "base", "method=ssul", "model.classifier=rows")
     train(base)
     config = tiny(
         tmp_path,

@@ -160,7 +160,6 @@ def test_ssul_asks_every_sigmoid_of_pseudo_labels_that_are_sure() -> None:
     assert torch.equal(method.targets(LABELS, cast(Output, OLD)).pseudo_labels, expected)
     loss = slow_cross_entropy("sigmoids", expected).sum() / NUM_LABELLED
     torch.testing.assert_close(terms_of(method)["cross_entropy"].double(), loss, rtol=1e-5, atol=0)
-    assert SSUL.defaults == {"train": {"freeze_extractor": True}}
 
 
 def test_dkd_asks_the_sigmoids_of_new_classes_only() -> None:

@@ -116,7 +116,8 @@ def test_mib_starts_new_classes_with_an_equal_share_of_the_backgrounds_probabili
 
 
 def test_ssul_trains_the_new_classifier_only_and_keeps_statistics(tmp_path: Path) -> None:
-    config = make_config(tmp_path, "method=ssul", "train.freeze_bn=false", "train.weight_decay=0.1")
+    rows = ("method=ssul", "model.classifier=rows")
+    config = make_config(tmp_path, *rows, "train.freeze_bn=false", "train.weight_decay=0.1")
     run(prepare(config, WORKER), WORKER)
     before, after = (load_checkpoint(checkpoint_path(config.run_dir, step))["model"] for step in (0, 1))
     assert after.keys() - before.keys() == {"classifier.heads.1.weight", "classifier.heads.1.bias"}
@@ -148,7 +149,7 @@ def test_the_modules_of_a_method_are_saved_with_the_network_and_go_on_learning(t
 
 
 def test_a_base_step_without_the_methods_modules_serves_and_the_run_says_so(tmp_path: Path) -> None:
-    base = make_config(tmp_path, "method=ssul", "log=base")
+    base = make_config(tmp_path, "method=ssul", "model.classifier=rows", "log=base")
     run(prepare(base, WORKER), WORKER)
     path = checkpoint_path(base.run_dir, 0)
     config = make_config(tmp_path, "method=dkd", f"init_from={path}")
@@ -166,7 +167,8 @@ def test_a_base_step_without_the_methods_modules_serves_and_the_run_says_so(tmp_
 def test_a_base_step_with_modules_of_another_method_is_taken_without_them(tmp_path: Path) -> None:
     base = make_config(tmp_path, "method=dkd", "log=base")
     run(prepare(base, WORKER), WORKER)
-    config = make_config(tmp_path, "method=ssul", f"init_from={checkpoint_path(base.run_dir, 0)}")
+    rows = ("method=ssul", "model.classifier=rows")
+    config = make_config(tmp_path, *rows, f"init_from={checkpoint_path(base.run_dir, 0)}")
     run(prepare(config, WORKER), WORKER)
     assert [load_checkpoint(checkpoint_path(config.run_dir, step))["parts"] for step in (0, 1)] == [{}, {}]
 

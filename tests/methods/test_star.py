@@ -181,7 +181,7 @@ def test_killed_within_steps_and_while_it_plans_its_replay_it_ends_bit_for_bit(
 def test_a_base_step_without_statistics_is_measured_later_with_the_same_result(
     tmp_path: Path, plain: Config
 ) -> None:
-    base = tiny(tmp_path, "base", "method=ssul", *EPOCHS)
+    base = tiny(tmp_path, "base", "method=ssul", "model.classifier=rows", *EPOCHS)
     train(base)
     ours, theirs = (load_checkpoint(checkpoint_path(c.run_dir, 0))["model"] for c in (plain, base))
     assert all(torch.equal(ours[name], x) for name, x in theirs.items()), "the networks are the same"

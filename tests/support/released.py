@@ -14,10 +14,10 @@ from losses.binary_cross_entropy import binary_cross_entropy
 from losses.decomposed_distillation import reasoning_scores
 from losses.unbiased import unbiased_cross_entropy
 from methods import METHODS, Method, Output, means
-from methods.base import Looks
+from methods.base import SALIENT, Looks
 from methods.dkd import DKD
 from models import SegmentationModel, SegOutput
-from models.classifier import GrowingClassifier
+from models.classifier import GrowingClassifier, join_unknown
 from models.output import most_likely, upsample
 from tests.support.golden import load_rival
 from tests.support.paths import GOLDEN
@@ -322,6 +322,61 @@ def lwf_ilt(arrays: Arrays, dtype: torch.dtype) -> Compared:
     return compared
 
 
+def ssul(arrays: Arrays, dtype: torch.dtype) -> Compared:
+    x, labels = cast_inputs(arrays, dtype), arrays["in_labels"]
+    options = {"threshold": float(arrays["const_threshold"])}
+    plain = method_of("ssul", arrays, unknown="none", **options)
+    num_classes = plain.num_old + plain.num_new
+    output, old = output_of(x["logits"]), output_of(x["old_logits"])
+    loss = loss_terms(plain, labels, output, old)["cross_entropy"]
+    base = plain.base_step(plain.options, 0, num_classes)
+    compared = {
+        "pseudo-labels": Pair(
+            plain.targets(labels, cast(Output, old)).pseudo_labels, arrays["out_pseudo_labels"]
+        ),
+        "cross-entropy": Pair(loss, arrays["out_bce_mean_labelled"]),
+        "cross-entropy of the labels as given": Pair(
+            loss_terms(base, labels, output, old)["cross_entropy"], arrays["out_bce_of_given_labels"]
+        ),
+    }
+    for _, gradient in gradients(loss, x, ["logits"]):
+        pair = Pair(gradient, arrays["out_grad_bce_logits"], through_single=True)
+        compared["cross-entropy: gradient"] = pair
+    output, old = (unknown_output(x[name]) for name in ("unknown_logits", "unknown_old_logits"))
+    compared["prediction with an unknown class"] = Pair(
+        output.at_image_size().argmax(dim=1), arrays["out_unknown_prediction"]
+    )
+    salient = labels.masked_fill((labels == 0) & (arrays["in_saliency"] > 0), SALIENT)
+    for data_set, kind, given in (("voc", "salient", salient), ("ade", "background", labels)):
+        method = method_of("ssul", arrays, unknown=kind, **options)
+        base = method.base_step(method.options, 0, num_classes)
+        given_to_base = base.targets(given, cast(Output, None)).pseudo_labels
+        found = method.targets(given, cast(Output, old)).pseudo_labels
+        loss = loss_terms(method, given, output, old)["cross_entropy"]
+        for what, ours in (("labels", given_to_base), ("pseudo-labels", found)):
+            theirs = arrays[f"out_unknown_{what.replace('-', '_')}_{data_set}"]
+            compared[f"{what} with an unknown class, {data_set}"] = Pair(
+                ours, renumbered(theirs, num_classes)
+            )
+        name = f"cross-entropy with an unknown class, {data_set}"
+        compared[name] = Pair(loss, arrays[f"out_unknown_bce_{data_set}"])
+        for _, gradient in gradients(loss, x, ["unknown_logits"]):
+            theirs = arrays[f"out_grad_unknown_bce_{data_set}"]
+            compared[f"{name}: gradient"] = Pair(gradient, theirs, through_single=True)
+    return compared
+
+
+def unknown_output(logits: Tensor) -> SegOutput:
+    """Return what a model with an unknown class says, of the released code's logits, whose first is the unknown's."""
+    ours = torch.cat([logits[:, 1:], logits[:, :1]], dim=1)
+    return output_of(join_unknown(ours), grid_logits=ours)
+
+
+def renumbered(labels: Tensor, num_classes: int) -> Tensor:
+    """Return labels of which the unknown class is the last, where the released code has it first."""
+    return torch.where(labels == 255, 255, torch.where(labels == 0, num_classes, labels - 1))
+
+
 COMPARISONS: dict[str, Callable[[Arrays, torch.dtype], Compared]] = {
     "plop_pod": plop_pod,
     "plop_pseudo": plop_pseudo,
@@ -329,6 +384,7 @@ COMPARISONS: dict[str, Callable[[Arrays, torch.dtype], Compared]] = {
     "dkd": dkd,
     "mib": mib,
     "lwf_ilt": lwf_ilt,
+    "ssul": ssul,
 }
 """What is compared, by the file's name without its case."""
 

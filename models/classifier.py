@@ -96,7 +96,7 @@ class OwnHeads(nn.Module):
         Raises ValueError where the unknown class is to be copied and there is none.
         """
         rows = self.background.get_parameter("3.weight")
-        head = make_head(rows.shape[1], num_new).to(rows)
+        head = make_head(rows.shape[1], num_new).to(rows).train(self.training)
         source = self.unknown if start == "unknown" else self.background
         if source is None:
             raise ValueError("new classes cannot start as the unknown class: this model has none")

@@ -135,8 +135,9 @@ def test_base_steps_are_shared_by_methods_with_the_same_scores_only(tmp_path: Pa
     base_step = f"init_from={checkpoint_path(ours.run_dir, 0)}"
     prepare(make_config(tmp_path, "method=mib", "log=other", base_step), WORKER)
     told = r"init_from: .* trained with method finetune, whose scores are a softmax, this run is with ssul, .* sigmoids"
+    rows = ("method=ssul", "model.classifier=rows")
     with pytest.raises(ValueError, match=told):
-        prepare(make_config(tmp_path, "method=ssul", "log=other", base_step), WORKER)
+        prepare(make_config(tmp_path, *rows, "log=other", base_step), WORKER)
 
 
 def test_the_modules_of_a_method_are_saved_with_the_network_and_go_on_learning(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from tests.support.beside import Pair
 from tests.support.golden import load_rival
-from tests.support.released import COMPARISONS, Pair, cases
+from tests.support.released import COMPARISONS, cases
 
 FILES = [(name, case) for name in COMPARISONS for case in cases(name) or [f"{name}_case0"]]
 

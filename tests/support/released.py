@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -13,95 +13,28 @@ from torch import Tensor, nn
 from losses.binary_cross_entropy import binary_cross_entropy
 from losses.decomposed_distillation import reasoning_scores
 from losses.unbiased import unbiased_cross_entropy
-from methods import METHODS, Method, Output, means
+from methods import METHODS, Output
 from methods.base import SALIENT, Looks
 from methods.dkd import DKD
 from models import SegmentationModel, SegOutput
 from models.classifier import GrowingClassifier, join_unknown
 from models.output import most_likely, upsample
+from tests.support.beside import (
+    Arrays,
+    Compared,
+    LooksAt,
+    Pair,
+    cast_inputs,
+    every_pixel,
+    gradients,
+    loss_terms,
+    method_of,
+    output_of,
+)
 from tests.support.golden import load_rival
 from tests.support.paths import GOLDEN
 
 RIVALS = GOLDEN / "rivals"
-Arrays = dict[str, Tensor]
-
-
-class Pair(NamedTuple):
-    """A quantity as we compute it, and as the released code does.
-
-    through_single: it comes from a part of the released code that computes in float32 itself.
-    """
-
-    ours: Tensor
-    theirs: Tensor
-    through_single: bool = False
-
-    @property
-    def difference(self) -> float:
-        """The largest difference of any entry, over the largest entry."""
-        ours, theirs = self.ours.detach().double(), self.theirs.double()
-        assert ours.shape == theirs.shape
-        scale = float(theirs.abs().max())
-        return float((ours - theirs).abs().max()) / (scale or 1.0)
-
-
-Compared = dict[str, Pair]
-
-
-def cast_inputs(arrays: Arrays, dtype: torch.dtype) -> Arrays:
-    """Return the inputs in a precision, those that are floating point with a gradient, by their names without 'in_'."""
-    inputs = {key[3:]: x for key, x in arrays.items() if key.startswith("in_")}
-    return {
-        key: x.to(dtype).requires_grad_() if x.is_floating_point() else x.long() for key, x in inputs.items()
-    }
-
-
-def gradients(scalar: Tensor, inputs: Arrays, names: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the gradient with respect to each of the named inputs, zero where the scalar does not depend on it."""
-    found = torch.autograd.grad(
-        scalar, [inputs[name] for name in names], retain_graph=True, allow_unused=True
-    )
-    for name, gradient in zip(names, found, strict=True):
-        yield name, torch.zeros_like(inputs[name]) if gradient is None else gradient
-
-
-def output_of(logits: Tensor, **known: Any) -> SegOutput:
-    """Return an output of these logits; what is not given is a single cell of zeros."""
-    cell = logits.new_zeros(len(logits), 1, 1, 1)
-    filled: dict[str, Any] = {
-        "grid_logits": logits[:, :, :1, :1],
-        "features": cell,
-        "class_tokens": cell.flatten(1),
-    }
-    filled |= {"class_embeddings": None, "stages": (cell,)}
-    return SegOutput(logits, **{**filled, **known})
-
-
-def method_of(name: str, arrays: Arrays, **options: Any) -> Method:
-    """Return a method in the step that a file is of."""
-    kind = METHODS[name]
-    return kind(kind.Options(**options), int(arrays["const_num_old"]), int(arrays["const_num_new"]))
-
-
-def loss_terms(method: Method, labels: Tensor, output: SegOutput, old: SegOutput) -> dict[str, Tensor]:
-    """Return the weighted terms of a batch."""
-    targets = method.targets(labels, cast(Output, old))
-    return means(method.terms(cast(Output, output), cast(Output, old), targets), targets.counts)
-
-
-class LooksAt:
-    """Looks at one batch."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, labels: Tensor, old: SegOutput) -> None:
-        self.seen = torch.zeros(len(labels), 3, 1, 1), labels, old
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, SegOutput]]:
-        yield self.seen
-
-    def sum(self, x: Tensor) -> Tensor:
-        return x
 
 
 def plop_pod(arrays: Arrays, dtype: torch.dtype) -> Compared:
@@ -231,15 +164,6 @@ def dkd(arrays: Arrays, dtype: torch.dtype) -> Compared:
             pair = Pair(gradient.view_as(theirs), theirs, through_single=part in ("mbce", "total"))
             compared[f"{named[part]}: gradient, {name}"] = pair
     return compared
-
-
-def every_pixel(total: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> Tensor:
-    """Return (B,H,W), what a sum over labelled pixels is of each of them alone."""
-    result = torch.zeros_like(logits[:, 0])
-    for b, y, w in torch.cartesian_prod(*map(torch.arange, result.shape)).tolist():
-        one = (slice(b, b + 1), ..., slice(y, y + 1), slice(w, w + 1))
-        result[b, y, w] = total(logits[one].detach(), labels[one])
-    return result
 
 
 def mib(arrays: Arrays, dtype: torch.dtype) -> Compared:

@@ -20,6 +20,7 @@ from utils.distributed import Worker
 
 RECIPES = sorted((ROOT / "configs/recipes").glob("*.yaml"))
 COMPARISON = ROOT / "configs/comparison/voc_authors.yaml"
+UNKNOWN = ("see config", "not read", "-", "1 analytic pass")
 OF_PAPERS = ("mib", "lwf", "ilt", "plop", "ssul", "dkd", "mbs")
 
 
@@ -44,34 +45,45 @@ def test_a_recipe_would_run_on_the_gpus_that_its_header_names(
     assert config.method.name in (method, f"plop_{method}")
 
 
-@pytest.mark.parametrize("dataset", ["voc", "ade20k"])
-@pytest.mark.parametrize("method", OF_PAPERS)
-def test_a_recipe_has_the_settings_of_the_authors(method: str, dataset: str) -> None:
-    (recipe,) = [
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_has_the_settings_of_the_authors(path: Path) -> None:
+    method, dataset = path.stem.split("_")
+    name = {"ewf": "mib+ewf", "nest": "plop+nest"}.get(method, method)
+    known = [
         recipe
         for recipe in read_recipes()
-        if recipe.methods[0].lower() == method and dataset in recipe.datasets
+        if recipe.methods[0].lower() == name and dataset in recipe.datasets
     ]
-    config = load_config(ROOT / f"configs/recipes/{method}_{dataset}.yaml")
+    if not known:
+        assert method not in OF_PAPERS
+        return
+    (recipe,), config = known, load_config(path)
     fields = dict(flatten(config.model_dump(mode="json")))
     if fields["train.num_epochs_incremental"] is None:
         fields["train.num_epochs_incremental"] = fields["train.num_epochs"]
     for column, field in IN_RECIPE.values():
-        number = re.match(r"[\d.]+(?:e-?\d+)?", recipe.text(column, dataset))
+        text = recipe.text(column, dataset)
+        if text in UNKNOWN:
+            continue
+        number = re.match(r"[\d.]+(?:e-?\d+)?", text)
         assert number is not None, column
         # Some name the learning rate of the backbone, others that of what lies behind it.
-        factors = (1, fields["train.lr_head_factor"]) if field.startswith("train.lr") else (1,)
-        assert float(number[0]) in [pytest.approx(fields[field] * factor) for factor in factors], field
-    assert (fields["train.optimizer"], fields["train.momentum"], fields["train.nesterov"]) == (
-        "sgd",
-        0.9,
-        True,
-    )
-    schedule = recipe.texts["schedule"]
-    assert fields["train.schedule"] == ("constant" if method == "mbs" else "poly")
-    assert (fields["train.warmup"] > 0) is ("warm" in schedule)
-    assert fields["checkpoint"] == ("best_validation_new" if method in ("ssul", "mbs") else "last")
-    assert recipe.texts["checkpoint"].startswith("best mean IoU" if method in ("ssul", "mbs") else "last")
+        values = [fields[field]]
+        if field.startswith("train.lr"):
+            values += [fields[field] * fields["train.lr_head_factor"]]
+            values += [fields["train.lr_classifier_incremental"]] * (field == "train.lr_incremental")
+        assert float(number[0]) in [pytest.approx(value) for value in values if value is not None], field
+    schedule, checkpoint = recipe.texts["schedule"], recipe.texts["checkpoint"]
+    if schedule not in UNKNOWN:
+        assert fields["train.schedule"] == ("poly" if "poly" in schedule else "constant")
+        assert (fields["train.warmup"] > 0) is ("warm" in schedule)
+    if recipe.texts["optimiser"].startswith("SGD momentum 0.9 nesterov"):
+        optimiser = [fields[f"train.{name}"] for name in ("optimizer", "momentum", "nesterov")]
+        assert optimiser == ["sgd", 0.9, True]
+    if checkpoint not in UNKNOWN:
+        assert checkpoint.startswith(
+            "best mean IoU" if fields["checkpoint"] == "best_validation_new" else "last"
+        )
 
 
 def test_the_sweep_of_recipes_runs_every_method_as_its_recipe_says() -> None:

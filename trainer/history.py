@@ -27,6 +27,7 @@ class History:
         self.log = log
         self.names: list[str] = []
         self.values: list[Tensor] = []
+        self.told_epoch = -1
         self.started = self.since = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,8 +76,11 @@ class History:
         speed = round(len(values) * self.batch_size / seconds, 1)
         curves = {"loss": sum(terms.values()), **terms, "lr": float(lr), "images_per_second": speed}
         self.log.metrics(self.step, self.first_iteration + iteration, curves, epoch=epoch)
-        bar.set_postfix(
-            {name: f"{value:.3f}" for name, value in terms.items()} | {"images/s": speed}, refresh=False
-        )
+        # A terminal of 80 columns has no room for the terms: they are in the log, once an epoch.
+        bar.set_postfix_str(f"loss {curves['loss']:.3f}, {speed} images/s", refresh=False)
+        if epoch != self.told_epoch:
+            self.told_epoch = epoch
+            told = ", ".join(f"{name} {value:.4g}" for name, value in curves.items())
+            self.log.write(f"step {self.step}, epoch {epoch + 1}, iteration {iteration + 1}: {told}")
         self.values = []
         self.since = time.monotonic()

@@ -1,5 +1,6 @@
 """A whole run: every step is trained, saved, evaluated and reported, from its plan."""
 
+import shlex
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -104,9 +105,31 @@ def run_steps(session: Session) -> None:
                 draw_report(run_dir, log)
                 drawn = time.monotonic()
         if is_last:
-            fields = dict(flatten(config.model_dump(mode="json")))
-            log.final_scores(fields, {score: entries[-1][score] for score in SCORES})
+            log.final_scores(hyperparameters(config), {score: entries[-1][score] for score in SCORES})
     log.info(format_table(results_so_far(plan, entries, worker)))
+    log.info(where_to_look(run_dir))
+
+
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """Return the config's fields by dotted name; first those in which runs are likely to differ.
+
+    These are the method, the seed and what is not a default.
+    """
+    every = dict(flatten(config.model_dump(mode="json")))
+    stated = dict(flatten(config.model_dump(mode="json", exclude_defaults=True)))
+    first = {name: every[name] for name in ("method.name", "seed", *stated) if name in every}
+    return {**first, **every}
+
+
+def where_to_look(run_dir: Path) -> str:
+    """Return the lines that say where a run's report, checkpoints and curves are."""
+    places = {
+        "report.html": "report: {} (open it in a browser)",
+        "checkpoints": "checkpoints: {}",
+        "tensorboard": "curves: tensorboard --logdir {}",
+    }
+    there = {run_dir / name: text for name, text in places.items() if (run_dir / name).exists()}
+    return "\n".join(text.format(shlex.quote(str(path))) for path, text in there.items())
 
 
 def describe_run(session: Session) -> None:

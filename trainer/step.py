@@ -68,7 +68,9 @@ def train_step(
     micro_batches = group(
         unreadable.watch(load(dataset, sampler, saves.num_done, config, worker)), train.accumulate
     )
-    with log.progress(f"step {step.index}", sampler.num_iterations, saves.num_done) as bar:
+    later = session.plan.task.steps[step.index + 1 :]
+    to_come = sum(session.plan.num_iterations(other, worker) for other in later)
+    with log.progress(f"step {step.index}", sampler.num_iterations, saves.num_done, to_come) as bar:
         for iteration in saves.resume(changing, sampler.num_iterations):
             batches = [move(batch, worker.device, train.channels_last) for batch in next(micro_batches)]
             terms = backward(learner, wrapped, batches, scaler, config, worker)

@@ -139,9 +139,9 @@ class RunLog:
         if self._writer is not None:
             self._writer.flush()
 
-    def progress(self, description: str, total: int, initial: int = 0) -> "tqdm[Any]":
-        """Return the progress bar of a step, `initial` of its `total` iterations done."""
-        return progress_bar(description, total, initial=initial, shown=self.is_main)
+    def progress(self, description: str, total: int, initial: int = 0, to_come: int = 0) -> "tqdm[Any]":
+        """Return the progress bar of a step, `initial` of its `total` iterations done and `to_come` in later steps."""
+        return progress_bar(description, total, initial=initial, to_come=to_come, shown=self.is_main)
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         if self._metrics_path.exists():

@@ -109,6 +109,15 @@ def check_requirements(argv: list[str]) -> None:
     assert (ROOT / file).is_file()
 
 
+def check_tensorboard(argv: list[str]) -> None:
+    """It is a requirement, and takes a folder of logs."""
+    assert any(
+        line.startswith("tensorboard") for line in (ROOT / "requirements.txt").read_text().splitlines()
+    )
+    option, _ = argv
+    assert option == "--logdir"
+
+
 def check_pytest(argv: list[str]) -> None:
     """pytest is what runs this; the pages give it no arguments of its own."""
     assert argv == []
@@ -127,6 +136,7 @@ CHECKS = [
     Check(("python", "download_ade20k.py"), check_download_ade20k, "downloads 1 GB"),
     Check(("bash", "download_voc.sh"), check_download_voc, "downloads 2 GB"),
     Check(("python", "-m", "pip", "install"), check_requirements, "needs the network"),
+    Check(("tensorboard",), check_tensorboard, "serves until it is stopped"),
     Check(("python", "-m", "pytest"), check_pytest, "runs this test"),
 ]
 

@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from datasets.shapes import ShapesDataset
 from tests.support.runs import GROUPS, LEARNING_ORDER, TERMS, Workplace, each_finished, read_table
+from utils.logging import read_metrics
 
 
 @each_finished
@@ -30,6 +31,21 @@ def test_run_leaves_every_promised_file(place: Workplace, name: str) -> None:
         assert plot.read_bytes().startswith(b"\x89PNG")
     # One rank writes, and one step opens one file; the final scores have another.
     assert len(list((run.folder / "tensorboard").iterdir())) == 3
+
+
+@each_finished
+def test_the_last_lines_say_where_to_look_and_the_log_has_every_term(place: Workplace, name: str) -> None:
+    run = place.finished(name)
+    assert run.process.stdout.splitlines()[-3:] == [
+        f"report: {run.folder}/report.html (open it in a browser)",
+        f"checkpoints: {run.folder}/checkpoints",
+        f"curves: tensorboard --logdir {run.folder}/tensorboard",
+    ]
+    log = (run.folder / "log.txt").read_text(encoding="utf-8")
+    (told, *_) = [line for line in log.splitlines() if "step 1, epoch 1, iteration" in line]
+    last = read_metrics(run.folder / "metrics.jsonl")[0]
+    (names,) = {tuple(line)[3:] for line in last if line["step"] == 1 and "epoch" in line}
+    assert [part.split()[0] for part in told.split(": ", 1)[1].split(", ")] == list(names)
 
 
 @each_finished

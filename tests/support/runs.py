@@ -175,10 +175,11 @@ def without_time(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_table(run: Finished) -> list[str]:
-    """The lines of the console from the table's title on."""
+    """The lines of the table on the console, from its title to the mean over the steps."""
     lines = [line.rstrip() for line in run.process.stdout.splitlines()]
     title = next(number for number, line in enumerate(lines) if line.endswith("(percent)"))
-    return [line for line in lines[title:] if line]
+    end = next(number for number, line in enumerate(lines) if number > title and line.startswith(" avg"))
+    return [line for line in lines[title : end + 1] if line]
 
 
 each_finished = pytest.mark.parametrize("name", ["shapes", "voc", "ade20k", "folder", "two_ranks", "joint"])

@@ -8,7 +8,8 @@ import pytest
 import trainer.run
 from tests.support.training import WORKER, tiny, train
 from trainer.plan import prepare
-from trainer.run import run
+from trainer.run import hyperparameters, run
+from utils.config.fields import flatten
 
 STEPS = "task=[[ring], [disc], [star]]"
 
@@ -41,3 +42,13 @@ def test_a_report_that_cannot_be_written_ends_no_run(
     told = capsys.readouterr().out
     assert "warning: report.html was not written" in told
     assert f"python -m tools.report {config.run_dir}" in told
+
+
+def test_hyperparameters_begin_with_what_runs_differ_in_and_leave_nothing_out(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "run", "train.clip_grad_norm=3.0", "evaluate.future=background")
+    fields = hyperparameters(config)
+    names = list(fields)
+    assert names[:2] == ["method.name", "seed"]
+    default = names.index("evaluate.mode")
+    assert max(names.index("train.clip_grad_norm"), names.index("evaluate.future")) < default
+    assert fields == dict(flatten(config.model_dump(mode="json")))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -73,6 +75,19 @@ class TestOffATerminal:
             "step 0: 300/400 (75 %), 48 s passed, about 24 s left, loss=0.500\n"
         )
 
+    def test_what_is_left_of_the_run_is_told_beside_what_is_left_of_the_bar(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("TQDM_MININTERVAL", "1000")
+        with progress_bar("step 0", 400, initial=100, to_come=600) as bar:
+            bar.update(100)
+            bar.start_t -= 50  # half a second each
+            bar.set_postfix_str("loss 0.500, 8.1 images/s", refresh=False)
+        assert capsys.readouterr().err == (
+            "step 0: 200/400 (50 %), 50 s passed, about 1 min 40 s left (6 min 40 s of the run), "
+            "loss 0.500, 8.1 images/s\n"
+        )
+
     def test_the_environment_says_how_often(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -86,6 +101,30 @@ class TestOffATerminal:
         assert list(progress_bar("nothing", 0, over="")) == []
         assert list(progress_bar("hidden", 1, over="a", shown=False)) == ["a"]
         assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("to_come", [0, 300_000])
+def test_80_columns_hold_bar_time_left_loss_and_speed(monkeypatch: pytest.MonkeyPatch, to_come: int) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar("step 10", 19_860, to_come=to_come) as bar:
+        bar.update(5_000)
+        bar.set_postfix_str("loss 12.345, 1234.5 images/s", refresh=False)
+        bar.dynamic_ncols, bar.ncols = None, 80
+        bar.start_t -= 10_000  # 2 seconds each
+        line = str(bar)
+        bar.leave = False
+    assert len(line) == 80
+    found = re.fullmatch(
+        r"step 10:  25%\|(.+)\| (\S+) left(, run (\S+))?, loss 12.345, 1234.5 images/s", line
+    )
+    assert found is not None
+    assert len(found[1]) >= 6, "a bar that can be seen"
+    assert (found[2], found[4]) == ("8:15:20", "174:55:20" if to_come else None)
 
 
 @pytest.mark.parametrize(("term", "redrawn"), [("xterm", True), ("dumb", False)])

@@ -114,7 +114,7 @@ def test_80_columns_hold_bar_time_left_loss_and_speed(monkeypatch: pytest.Monkey
     with progress_bar("step 10", 19_860, to_come=to_come) as bar:
         bar.update(5_000)
         bar.set_postfix_str("loss 12.345, 1234.5 images/s", refresh=False)
-        bar.dynamic_ncols, bar.ncols = None, 80
+        bar.dynamic_ncols, bar.ncols = False, 80
         bar.start_t -= 10_000  # 2 seconds each
         line = str(bar)
         bar.leave = False

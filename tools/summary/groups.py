@@ -94,7 +94,7 @@ def mixed_fields(runs: Sequence[Run]) -> list[str]:
 
 
 def best_rows(rows: Sequence[Row], group_by: Sequence[str], score: str) -> set[int]:
-    """Indices of the rows that are best among those that differ in method or variant only."""
+    """Indices of the rows that are best among those that differ in method or variant only; none where one is alone."""
     rivals: dict[tuple[str, ...], list[int]] = {}
     for index, row in enumerate(rows):
         rest = tuple(part for part, field in zip(row.key, group_by, strict=True) if field not in RIVALS)
@@ -108,4 +108,5 @@ def best_rows(rows: Sequence[Row], group_by: Sequence[str], score: str) -> set[i
         assert found is not None
         return sign * found[0]
 
-    return {i for group in rivals.values() for i in group if mean(i) == max(map(mean, group))}
+    groups = (group for group in rivals.values() if len(group) > 1)
+    return {i for group in groups for i in group if mean(i) == max(map(mean, group))}

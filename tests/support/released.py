@@ -33,6 +33,7 @@ from tests.support.beside import (
 )
 from tests.support.golden import load_rival
 from tests.support.paths import GOLDEN
+from tests.support.released_mbs import mbs_decoder, mbs_step
 
 RIVALS = GOLDEN / "rivals"
 
@@ -309,6 +310,8 @@ COMPARISONS: dict[str, Callable[[Arrays, torch.dtype], Compared]] = {
     "mib": mib,
     "lwf_ilt": lwf_ilt,
     "ssul": ssul,
+    "mbs_step": mbs_step,
+    "mbs_decoder": mbs_decoder,
 }
 """What is compared, by the file's name without its case."""
 

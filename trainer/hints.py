@@ -8,10 +8,10 @@ import numpy.typing as npt
 from datasets.tasks import Step
 from datasets.unreadable import Unreadable
 from trainer.checkpoint import RERUN, checkpoint_path, load_checkpoint, restore_model
+from trainer.plan import FEW_ITERATIONS
 from trainer.session import Session
 from trainer.validation import Validation, evaluate
 
-FEW_ITERATIONS = 200
 RARE = 0.01
 """Of the labelled pixels."""
 MAX_LOOKS = 200
@@ -19,11 +19,14 @@ MAX_LOOKS = 200
 
 
 def explain_unlearned(session: Session, step: Step, validation: Validation) -> list[str]:
-    """Return a line for every new class that validation images show and that has IoU 0. All ranks call it."""
+    """Return a line for every new class that validation images show and that has IoU 0. All ranks call it.
+
+    A step that is taken over has learned nothing here, and has none.
+    """
     plan, confusion = session.plan, validation.confusion
     labelled = confusion.sum(axis=1)
     classes = [c for c in step.new_classes if c > 0 and labelled[c] > 0 and confusion[c, c] == 0]
-    if not classes:
+    if not classes or (step.index == 0 and plan.config.takes_base):
         return []
     old = ask_old_model(session, step) if step.index > 0 else None
     return [

@@ -43,6 +43,9 @@ from trainer.sampling import TrainSampler
 from utils.distributed import Worker, seed_everything
 from utils.images import Colour
 
+FEW_ITERATIONS = 200
+"""Of a step: fewer are told before they are trained, and where they have taught nothing."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -270,17 +273,21 @@ def describe_repeats(plan: Plan) -> list[str]:
 
 
 def describe_short_steps(plan: Plan, worker: Worker) -> list[str]:
-    """Return a line for every step that has fewer images than a batch, and no minimum of iterations."""
-    train, task = plan.config.train, plan.task
-    return [
-        f"warning: step {step.index} ({', '.join(task.new_names(step))}) has {len(ids)} images, fewer than "
-        f"train.batch_size {train.batch_size}: an epoch is one iteration, the step has {count}; "
-        "set train.min_iterations, such as 300, for more"
-        for step, ids in zip(task.steps, plan.image_ids, strict=True)
-        if len(ids) < train.batch_size
-        and (count := plan.num_iterations(step, worker)) > 0
-        and not train.min_iterations
-    ]
+    """Return a line for every step of one iteration an epoch and few in all, where no minimum of them is set."""
+    train, told = plan.config.train, []
+    for step in plan.task.steps:
+        count = plan.num_iterations(step, worker)
+        if (
+            0 < count < FEW_ITERATIONS
+            and count == plan.sampler(step, worker).num_epochs
+            and not train.min_iterations
+        ):
+            told.append(
+                f"warning: step {step.index} ({', '.join(plan.task.new_names(step))}) has "
+                f"{len(plan.image_ids[step.index])} images: at train.batch_size {train.batch_size} an epoch is one "
+                f"iteration, the step has {count}; set train.min_iterations, such as 300, for more"
+            )
+    return told
 
 
 def open_scored(config: Config, task: Task, val: SegmentationDataset, worker: Worker) -> Evaluation:

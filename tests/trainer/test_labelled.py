@@ -140,9 +140,7 @@ def test_classes_keep_the_colours_of_the_base_step(folders: Path) -> None:
 
 def test_a_step_of_few_images_is_told_and_makes_the_iterations_that_are_asked_for(folders: Path) -> None:
     plan = prepare(grown(folders, "few"), WORKER)
-    told = [
-        line for line in plan.remarks if "step 1 (fig) has 3 images, fewer than train.batch_size 4" in line
-    ]
+    told = [line for line in plan.remarks if "step 1 (fig) has 3 images: at train.batch_size 4 " in line]
     assert "an epoch is one iteration, the step has 1; set train.min_iterations" in told[0]
     more = prepare(grown(folders, "more", "train.min_iterations=7"), WORKER)
     assert more.num_iterations(more.task.steps[1], WORKER) == 7

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -83,19 +84,19 @@ def index_classes(
     if unreadable is None:
         unreadable = Unreadable("raise", 0.0, len(dataset.ids), f"{dataset.name} {dataset.split}")
     cache_path = None if cache_dir is None else cache_dir / _name_cache(dataset)
-    cached = {} if cache_path is None else _load_cache(cache_path, dataset.coding)
-
-    stamps = {}
-    for image_id, files in dataset.samples.items():
-        try:
-            stamps[image_id] = _stamp(*files)
-        except (DataError, OSError) as error:
-            unreadable.add([explain(error)])
-    known = {
-        image_id: cached[image_id]
-        for image_id, stamp in stamps.items()
-        if image_id in cached and cached[image_id].stamp == stamp
-    }
+    with _no_garbage_collection():
+        cached = {} if cache_path is None else _load_cache(cache_path, dataset.coding)
+        stamps = {}
+        for image_id, files in dataset.samples.items():
+            try:
+                stamps[image_id] = _stamp(*files)
+            except (DataError, OSError) as error:
+                unreadable.add([explain(error)])
+        known = {
+            image_id: cached[image_id]
+            for image_id, stamp in stamps.items()
+            if image_id in cached and cached[image_id].stamp == stamp
+        }
     todo = [image_id for image_id in stamps if image_id not in known]
     with closing(_read_masks(dataset, todo, num_workers, progress)) as results:
         for image_id, result in zip(todo, results, strict=True):
@@ -111,6 +112,18 @@ def index_classes(
         _save_cache(cache_path, entries, dataset.coding)
     unreadable.check()
     return {image_id: known[image_id].classes for image_id in stamps if image_id in known}
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Make many small objects that all stay: looking for garbage among them, and all else, takes longer than that."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _stamp(*files: Path) -> list[int]:
@@ -240,14 +253,14 @@ def _load_cache(path: Path, coding: MaskCoding) -> dict[str, MaskEntry]:
         content = load_json(path)
         if content["version"] != CACHE_VERSION or content["coding"] != _digest(coding):
             return {}
-        entries = {
-            image_id: MaskEntry(list(stamp), frozenset(classes))
-            for image_id, (stamp, classes) in content["masks"].items()
-        }
-        allowed = coding.label_ids
-        wrong = next((i for i, entry in entries.items() if not entry.classes <= allowed), None)
-        if wrong is not None:
-            raise ValueError(f"wrong ids for {wrong}")
+        entries, sets = {}, dict[tuple[int, ...], frozenset[int]]()
+        for image_id, (stamp, classes) in content["masks"].items():
+            key = tuple(classes)
+            if key not in sets:  # few masks show what no other does
+                sets[key] = frozenset(key)
+                if not sets[key] <= coding.label_ids:
+                    raise ValueError(f"wrong ids for {image_id}")
+            entries[image_id] = MaskEntry(list(stamp), sets[key])
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -6,12 +6,15 @@ Between forward and backward no tensor of the logits' size is kept, and the grad
 plain forms are `torch.nn.functional.cross_entropy` and `losses.output_distillation.output_distillation`.
 """
 
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from losses.class_groups import class_groups
 from losses.reduction import at_least_float32, pixel_chunks
 
 
@@ -130,6 +133,64 @@ def _select(
     return target * is_counted, factor
 
 
+def unbiased_terms(
+    logits: Tensor, old_logits: Tensor, labels: Tensor, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """Return the sums of `losses.unbiased`: of its cross-entropy, and of its distillation.
+
+    logits: (B,K,H,W); old_logits: (B,K_old,H,W), gets no gradient; labels: (B,H,W) int64.
+    """
+    num_old = old_logits.shape[1]
+    groups = class_groups("softmax", logits, labels, num_old, ignore_index, old_logits)
+    hidden = torch.logaddexp(groups.background, groups.old)  # what the labels call background
+    everything = torch.logaddexp(hidden, groups.new)
+    expected = torch.where(labels < num_old, hidden, groups.given)
+    cross_entropy = (everything - expected).masked_fill(labels == ignore_index, 0).sum()
+    unseen = torch.logaddexp(groups.background, groups.new)  # what the old model took for background
+    distillation = everything - groups.old_background * unseen - groups.agreement
+    return cross_entropy, distillation.sum()
+
+
+def binary_terms(
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    weights: Tensor | None = None,
+    first_class: int = 0,
+    positive_weight: float = 1.0,
+    old_logits: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the sums of `losses.binary_cross_entropy` and of `losses.binary_distillation`, 0 without `old_logits`.
+
+    Arguments are theirs; with `old_logits` (B,K_old,H,W), `first_class` is K_old.
+    """
+    groups = class_groups("sigmoid", logits, labels, max(first_class, 1), ignore_index, old_logits)
+    is_labelled = labels != ignore_index
+    is_shown = is_labelled & (labels >= first_class)
+    asked = groups.new if first_class else F.softplus(groups.background) + groups.new
+    own = groups.given.masked_fill(~is_shown, 0)
+    per_pixel = (asked - own).masked_fill(~is_labelled, 0)
+    if positive_weight != 1:
+        per_pixel = per_pixel + (positive_weight - 1) * F.softplus(-own).masked_fill(~is_shown, 0)
+    cross_entropy = (per_pixel if weights is None else weights * per_pixel).sum()
+    return cross_entropy, (groups.old - groups.agreement).sum()
+
+
+def logit_terms(
+    logits: Tensor, old_logits: Tensor, labels: Tensor, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """Return the sums of the cross-entropy over labelled pixels and of `losses.logit_distillation`.
+
+    logits: (B,K,H,W); old_logits: (B,K_old,H,W), gets no gradient; labels: (B,H,W) int64.
+    """
+    groups = class_groups("softmax", logits, labels, old_logits.shape[1], ignore_index, old_logits)
+    known = torch.logaddexp(groups.background, groups.old)
+    everything = torch.logaddexp(known, groups.new)
+    cross_entropy = (everything - groups.given).masked_fill(labels == ignore_index, 0).sum()
+    distillation = known - groups.old_background * groups.background - groups.agreement
+    return cross_entropy, distillation.sum()
+
+
 @torch.compiler.disable  # a compiler would unroll the loop over pieces
 def select_pseudo_labels_in_pieces(
     labels: Tensor, old_logits: Tensor, threshold: float, ignore_index: int, ignore_unsure: bool = True
@@ -139,17 +200,14 @@ def select_pseudo_labels_in_pieces(
     labels: (B,H,W) int64; old_logits: (B,K_old,H,W) floating point. Returns (B,H,W) int64 without gradient.
     """
     pseudo_labels, logits = labels.flatten(1).clone(), old_logits.detach().flatten(2)
-    num_old = logits.shape[1]
-    # Decreasing, so that the largest of equals is the first class; exact in floating point.
-    rank = torch.arange(num_old, 0, -1, device=logits.device, dtype=torch.float32)[:, None]
+    rank = _rank(logits)
     for pixels, (odds,) in pixel_chunks(logits, 1):
         # The old model's probabilities, but for their common divisor.
         peak = at_least_float32(logits[..., pixels].amax(dim=1, keepdim=True))
         torch.sub(logits[..., pixels], peak, out=odds).exp_()
         background, foreground = odds[:, 0].clone(), odds[:, 1:].sum(dim=1)
         is_sure = 1 / (background + foreground) >= threshold
-        # The likeliest class has odds of exactly 1. PyTorch's own argmax takes several times as long on a CPU.
-        old_class = num_old - odds.eq_(1).mul_(rank).amax(dim=1).long()
+        old_class = _first_largest(odds.eq_(1), rank)  # the likeliest class has odds of exactly 1
         is_background = pseudo_labels[:, pixels] == 0
         is_confident = is_background & (old_class != 0) & is_sure
         replaced = torch.where(is_confident, old_class, pseudo_labels[:, pixels])
@@ -158,3 +216,62 @@ def select_pseudo_labels_in_pieces(
             replaced.masked_fill_(is_unsure, ignore_index)
         pseudo_labels[:, pixels] = replaced
     return pseudo_labels.view(labels.shape)
+
+
+@torch.compiler.disable  # a compiler would unroll the loop over pieces
+def entropy_pseudo_labels_in_pieces(
+    labels: Tensor, old_logits: Tensor, thresholds: Tensor, ignore_index: int
+) -> Tensor:
+    """Return what `losses.entropy_pseudo_label.entropy_pseudo_labels` returns, without a tensor of the logits' size.
+
+    labels: (B,H,W) int64; old_logits: (B,K_old,H,W); thresholds: (K_old,). Returns (B,H,W) int64 without gradient.
+    """
+    pseudo_labels, logits = labels.flatten(1).clone(), old_logits.detach().flatten(2)
+    rank = _rank(logits)
+    for pixels, (centred, odds) in pixel_chunks(logits, 2):
+        torch.sub(logits[..., pixels], logits[..., pixels].amax(dim=1, keepdim=True), out=centred)
+        mass = torch.exp(centred, out=odds).sum(dim=1)
+        entropy = mass.log() - odds.mul_(centred).sum(dim=1) / mass
+        old_class = _first_largest(centred.eq_(0), rank)
+        is_sure = entropy / math.log(logits.shape[1]) < thresholds[old_class]
+        given = pseudo_labels[:, pixels]
+        pseudo_labels[:, pixels] = torch.where(
+            given == 0, torch.where(is_sure, old_class, ignore_index), given
+        )
+    return pseudo_labels.view(labels.shape)
+
+
+@torch.compiler.disable  # a compiler would unroll the loop over pieces
+def sigmoid_pseudo_labels_in_pieces(
+    labels: Tensor, old_logits: Tensor, threshold: float, num_old: int | None = None
+) -> Tensor:
+    """Return what `losses.binary_cross_entropy.sigmoid_pseudo_labels` returns, without a tensor of the logits' size.
+
+    labels: (B,H,W) int64; old_logits: (B,K_old,H,W), with further channels; num_old: K_old, None for all of them.
+    Returns (B,H,W) int64 without gradient.
+    """
+    num_old = old_logits.shape[1] if num_old is None else num_old
+    pseudo_labels, logits = labels.flatten(1).clone(), old_logits.detach().flatten(2)
+    rank = _rank(logits)
+    for pixels, (is_largest,) in pixel_chunks(logits, 1):
+        # Sigmoids, whose largest is that of the largest logit, take several times as long.
+        largest = logits[..., pixels].amax(dim=1, keepdim=True)
+        torch.eq(logits[..., pixels], largest, out=is_largest)
+        old_class = _first_largest(is_largest, rank)
+        given, score = pseudo_labels[:, pixels], at_least_float32(largest[:, 0]).sigmoid()
+        is_taken = (given == 0) & (old_class != 0) & (old_class < num_old) & (score >= threshold)
+        pseudo_labels[:, pixels] = torch.where(is_taken, old_class, given)
+    return pseudo_labels.view(labels.shape)
+
+
+def _rank(logits: Tensor) -> Tensor:
+    """Numbers (K,1) that decrease, so that the largest of equals is the first class; exact in floating point."""
+    return torch.arange(logits.shape[1], 0, -1, device=logits.device, dtype=torch.float32)[:, None]
+
+
+def _first_largest(is_largest: Tensor, rank: Tensor) -> Tensor:
+    """The first class (B,n) int64 of those that are marked with 1 in (B,K,n), which is overwritten.
+
+    PyTorch's own argmax takes several times as long on a CPU.
+    """
+    return len(rank) - is_largest.mul_(rank).amax(dim=1).long()

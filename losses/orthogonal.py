@@ -17,9 +17,8 @@ def orthogonality(class_tokens: Tensor, num_new: int) -> Tensor:
     num_classes = len(tokens)
     # Not a matrix product of normalised tokens: autocast would take that in half precision.
     cosine = F.cosine_similarity(tokens[num_classes - num_new :, None], tokens.detach(), dim=-1)
-    new = torch.arange(num_new, device=tokens.device)
-    is_other = torch.ones_like(cosine, dtype=torch.bool)
-    is_other[new, num_classes - num_new + new] = False
+    classes = torch.arange(num_classes, device=tokens.device)
+    is_other = classes[num_classes - num_new :, None] != classes
     return (cosine.abs() * is_other).sum() / max(num_new * (num_classes - 1), 1)
 
 

@@ -34,9 +34,10 @@ def count_classes(labels: Tensor, num_classes: int, weights: Tensor | None = Non
     labels, weights: (B,H,W).
     """
     labels = labels.masked_fill(labels == 255, 0).flatten()
-    if weights is None:
-        return torch.bincount(labels, minlength=num_classes).double()
-    return torch.bincount(labels, weights.flatten().double(), minlength=num_classes)
+    weights = torch.ones(labels.shape, device=labels.device) if weights is None else weights.flatten()
+    # Not bincount: on a GPU the host would wait for it, and weights would add up in any order.
+    counts = torch.zeros(num_classes, dtype=torch.float64, device=labels.device)
+    return counts.scatter_add_(0, labels, weights.double())
 
 
 def class_weights(pixels: Tensor, num_old: int, largest: float | None = None) -> Tensor:

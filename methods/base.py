@@ -7,9 +7,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from losses.binary_cross_entropy import binary_cross_entropy
 from losses.feature_distillation import embedding_distillation
-from losses.fused import softmax_terms
+from losses.fused import binary_terms, softmax_terms
 from losses.reduction import mean_or_zero
 from models import SegmentationModel
 from models.base import Stages
@@ -236,6 +235,10 @@ class Method:
         old_model: None unless `needs_old_model` holds.
         """
 
+    def compile(self) -> None:
+        """Let `targets` and `terms` be compiled where they are first called (torch.compile)."""
+        vars(self).update(targets=torch.compile(self.targets), terms=torch.compile(self.terms))
+
     def make_targets(
         self,
         labels: Tensor,
@@ -269,9 +272,7 @@ class Method:
         first class whose sigmoid is asked; positive_weight: factor of a sigmoid at pixels that show its class.
         """
         if self.scores == "sigmoid":
-            total, _ = binary_cross_entropy(
-                logits, labels, IGNORE_INDEX, weights, first_class, positive_weight
-            )
+            total, _ = binary_terms(logits, labels, IGNORE_INDEX, weights, first_class, positive_weight)
         else:
             total, _ = softmax_terms(logits, targets=labels, weights=weights, ignore_index=IGNORE_INDEX)
         return Term(total, over)

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from losses.binary_distillation import binary_distillation
 from losses.decomposed_distillation import decomposed_distillation
+from losses.fused import binary_terms
 from losses.reduction import at_least_float32
 from methods.base import IGNORE_INDEX, Looks, Output, SigmoidMethod, Targets, Term
 from models import MODELS, SegmentationModel
@@ -69,13 +69,21 @@ class DKDBase(SigmoidMethod):
 
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
         """Return the cross-entropy of the step's classes and what trains the auxiliary classifier."""
-        cross_entropy = self.cross_entropy(
-            output.logits,
+        cross_entropy, _ = self.pixel_terms(output.logits, None, targets)
+        return {"cross_entropy": Term(cross_entropy, "labelled"), "auxiliary": self.auxiliary_term(output)}
+
+    def pixel_terms(
+        self, logits: Tensor, old_logits: Tensor | None, targets: Targets
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sums of the cross-entropy of the step's classes and of the old ones' distillation, if any."""
+        return binary_terms(
+            logits,
             targets.pseudo_labels,
+            IGNORE_INDEX,
             first_class=max(self.num_old, 1),
             positive_weight=self.positive_weight,
+            old_logits=old_logits,
         )
-        return {"cross_entropy": cross_entropy, "auxiliary": self.auxiliary_term(output)}
 
     def auxiliary_term(self, output: Output) -> Term:
         """Return −log(1 − σ(z)) of the auxiliary classifier's score z at image size, summed over pixels."""
@@ -121,16 +129,16 @@ class DKD(DKDBase):
 
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
         """Return all four terms; no pixel so far shows a class to come, and that goes on being learned."""
-        options, terms = self.options, super().terms(output, old, targets)
-        distillation, _ = binary_distillation(output.logits, old.logits)
+        options = self.options
+        cross_entropy, distillation = self.pixel_terms(output.logits, old.logits, targets)
         decomposed, count = decomposed_distillation(
             output.features, output.class_tokens, old.features, old.class_tokens
         )
         return {
-            "cross_entropy": terms["cross_entropy"],
+            "cross_entropy": Term(cross_entropy, "labelled"),
             "output_distillation": Term(distillation, "pixels", weight=options.output_weight),
             "decomposed_distillation": Term(
                 decomposed, "images", count // len(old.features), options.decomposed_weight
             ),
-            "auxiliary": terms["auxiliary"],
+            "auxiliary": self.auxiliary_term(output),
         }

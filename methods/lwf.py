@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 
 from losses.feature_distillation import feature_distillation
-from losses.logit_distillation import logit_distillation
-from methods.base import Method, Output, Targets, Term, embedding_terms
+from losses.fused import logit_terms
+from methods.base import IGNORE_INDEX, Method, Output, Targets, Term, embedding_terms
 from utils.config.section import NamedSection
 
 
@@ -30,10 +30,13 @@ class LwF(Method):
 
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
         """Return cross-entropy and output distillation."""
-        cross_entropy = self.cross_entropy(output.logits, targets.pseudo_labels, over="pixels")
-        total, _ = logit_distillation(output.logits, old.logits)
-        distillation = Term(total, "pixels", old.logits.shape[1], self.options.output_weight)
-        return {"cross_entropy": cross_entropy, "output_distillation": distillation}
+        cross_entropy, distillation = logit_terms(
+            output.logits, old.logits, targets.pseudo_labels, IGNORE_INDEX
+        )
+        return {
+            "cross_entropy": Term(cross_entropy, "pixels"),
+            "output_distillation": Term(distillation, "pixels", self.num_old, self.options.output_weight),
+        }
 
 
 class ILT(LwF):

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from losses.unbiased import unbiased_cross_entropy, unbiased_distillation
+from losses.fused import unbiased_terms
 from methods.base import IGNORE_INDEX, Output, Targets, Term
 from methods.pre_tuning import PreTuned
 from models.base import Start
@@ -30,8 +30,7 @@ class MiB(PreTuned):
 
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
         """Return unbiased cross-entropy (eq. 4 and 5) and unbiased distillation (eq. 8 and 9)."""
-        cross_entropy, _ = unbiased_cross_entropy(output.logits, targets.labels, self.num_old, IGNORE_INDEX)
-        distillation, _ = unbiased_distillation(output.logits, old.logits)
+        cross_entropy, distillation = unbiased_terms(output.logits, old.logits, targets.labels, IGNORE_INDEX)
         return {
             "cross_entropy": Term(cross_entropy, "pixels"),
             "output_distillation": Term(distillation, "pixels", self.num_old, self.options.output_weight),

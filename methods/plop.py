@@ -11,11 +11,11 @@ from losses.entropy_pseudo_label import (
     RELEASED_BINS,
     adaptive_factor,
     entropy_histogram,
-    entropy_pseudo_labels,
     median_thresholds,
     released_scale,
     released_thresholds,
 )
+from losses.fused import entropy_pseudo_labels_in_pieces
 from losses.local_pod import join_new_to_background, local_pod
 from losses.reduction import at_least_float32
 from methods.base import IGNORE_INDEX, Looks, Output, Targets, Term
@@ -75,7 +75,7 @@ class PLOP(PreTuned):
     def targets(self, labels: torch.Tensor, old: Output) -> Targets:
         """Return pseudo-labels where the old model is sure (eq. 7), and the factors of the images."""
         thresholds = self.state["thresholds"]
-        pseudo_labels = entropy_pseudo_labels(labels, old.logits, thresholds, IGNORE_INDEX)
+        pseudo_labels = entropy_pseudo_labels_in_pieces(labels, old.logits, thresholds, IGNORE_INDEX)
         if not self.options.adaptive_factor:
             return self.make_targets(labels, pseudo_labels)
         factors = adaptive_factor(labels, pseudo_labels, IGNORE_INDEX).to(at_least_float32(old.logits).dtype)

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from losses.binary_cross_entropy import sigmoid_pseudo_labels
+from losses.fused import sigmoid_pseudo_labels_in_pieces
 from methods.base import SALIENT, Looks, Output, SigmoidMethod, Targets, Term
 from models import SegmentationModel
 from models.output import upsample
@@ -112,7 +112,8 @@ class SSUL(SSULBase):
         (eq. 2).
         """
         known = self.without_saliency(labels)
-        found = sigmoid_pseudo_labels(known, all_logits(old), self.options.threshold, self.num_old)
+        threshold = self.options.threshold
+        found = sigmoid_pseudo_labels_in_pieces(known, all_logits(old), threshold, self.num_old)
         return self.make_targets(known, torch.where(found == known, self.with_unknown(labels), found))
 
 

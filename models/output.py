@@ -39,7 +39,31 @@ class SegOutput(NamedTuple):
 
 def upsample(grid_logits: Tensor, size: torch.Size) -> Tensor:
     """Bring logits (B,K,h,w) to image size (H,W), bilinearly."""
+    if torch.are_deterministic_algorithms_enabled():
+        return upsample_by_products(grid_logits, size)
     return F.interpolate(grid_logits, size=size, mode="bilinear", align_corners=False)
+
+
+def upsample_by_products(grid_logits: Tensor, size: torch.Size) -> Tensor:
+    """`upsample` as two matrix products, whose gradients add up in a fixed order on GPUs as well."""
+    rows, columns = (
+        interpolation(cells, pixels, grid_logits.device).to(grid_logits.dtype)
+        for cells, pixels in zip(grid_logits.shape[2:], size, strict=True)
+    )
+    # In the precision of the logits: autocast would take products in half of it.
+    with torch.autocast(grid_logits.device.type, enabled=False):
+        return rows @ (grid_logits @ columns.T)
+
+
+def interpolation(num_cells: int, num_pixels: int, device: torch.device) -> Tensor:
+    """Return the share (num_pixels, num_cells) float64 that each cell of a row has in each of its pixels.
+
+    Pixels and cells have their values in their middles; pixels beyond the middles of the outer cells have theirs.
+    """
+    pixels, cells = (torch.arange(n, dtype=torch.float64, device=device) for n in (num_pixels, num_cells))
+    middles = (pixels + 0.5) * (num_cells / num_pixels) - 0.5
+    distances = middles.clamp(0, num_cells - 1)[:, None] - cells
+    return (1 - distances.abs()).clamp(min=0)
 
 
 def most_likely(grid_logits: Tensor, size: torch.Size) -> Tensor:

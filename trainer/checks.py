@@ -39,6 +39,8 @@ RUN_FILES = (
 """What a run, and the sweep that starts it, write into its folder."""
 CLASS_FIELDS = ("class_names", "class_ids", "palette", "class_list")
 """What a checkpoint says of its classes, in learning order, and of the data set's list of them."""
+ENOUGH_FOR_STATISTICS = 8
+"""Images at once from which a rank's own BatchNorm statistics do (`train.sync_bn: auto`)."""
 SCORE_NAMES = {"softmax": "a softmax", "sigmoid": "sigmoids"}
 
 
@@ -313,4 +315,9 @@ def check_base(config: Config, task: Task, num_images: int) -> None:
 
 def uses_sync_batch_norm(config: Config, worker: Worker) -> bool:
     """Whether BatchNorm statistics run over all ranks (only GPUs have the kernel)."""
-    return config.train.sync_bn and worker.world_size > 1 and worker.device.type == "cuda"
+    train = config.train
+    if worker.world_size == 1 or worker.device.type != "cuda":
+        return False
+    if train.sync_bn == "auto":
+        return train.batch_size // (worker.world_size * train.accumulate) < ENOUGH_FOR_STATISTICS
+    return train.sync_bn

@@ -139,14 +139,18 @@ class TrainConfig(Section):
     fuse_old_weights: bool = False
     """End incremental steps with a weighted mean of the weights before and after, the new ones' share being √(new
     classes / all classes) (EWF)."""
-    sync_bn: bool = True
-    """BatchNorm statistics over all ranks (GPUs only)."""
+    sync_bn: bool | Literal["auto"] = True
+    """BatchNorm statistics over all ranks (GPUs only). `auto`: only where a rank has fewer than 8 images at once; every
+    such layer makes the ranks wait for one another, and the host for its GPU."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision; fp16 scales the loss and needs a GPU."""
     channels_last: bool = False
     """Memory format of images and convolutions."""
     compile: bool = False
-    """torch.compile the model."""
+    """torch.compile both models and the objective, anew in every step."""
+    deterministic: bool = False
+    """Take only kernels that add in a fixed order, some of them slower: on a GPU, too, two runs of one command then
+    agree bit for bit. On a CPU they do so anyway."""
 
     @field_validator("amp", mode="before")
     @classmethod

@@ -109,12 +109,28 @@ def gradients_travel(wrapped: nn.Module, with_last: bool) -> "nullcontext[None]"
     return nullcontext()
 
 
-def wrap(network: Network, config: Config, worker: Worker) -> nn.Module:
+def wrap(learner: Learner, config: Config, worker: Worker) -> nn.Module:
     """Return the network as the loop calls it: gradient synchronisation, compilation."""
     if config.train.compile:
         # Before the wrapper, whose own hooks do not compile.
-        network.model.compile()
+        compile_step(learner)
     if worker.world_size == 1:
-        return network
+        return learner.network
     devices = [worker.device] if worker.device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=devices)
+    wrapped = DistributedDataParallel(learner.network, device_ids=devices, gradient_as_bucket_view=True)
+    # BatchNorm's statistics are not used while it trains; who looks at them fetches the main process's.
+    wrapped.broadcast_buffers = False
+    return wrapped
+
+
+def compile_step(learner: Learner) -> None:
+    """Let both models and the method's objective be compiled where they are first called.
+
+    What was compiled before is forgotten: every step has another model, and after a few of them (Dynamo's
+    recompile_limit) the rest of a run would not be compiled.
+    """
+    torch.compiler.reset()
+    learner.network.model.compile()
+    if learner.old_model is not None:
+        learner.old_model.compile()
+    learner.method.compile()

@@ -123,9 +123,8 @@ def start_step(session: Session, step: Step) -> Learner:
     method = method_of_step(config.method, step.num_old, step.num_new, num_future)
     old_model = None
     if step.index == 0:
-        network = session.plan.base_network
-        assert network is not None
-        network.to(worker.device)
+        # Taken out of the plan, which lives as long as the run: a GPU would hold the base step's network to its end.
+        network = session.plan.base_network.pop().to(worker.device)
         method.modules = network.parts
     else:
         checkpoint = load_checkpoint(checkpoint_path(session.run_dir, step.index - 1), remedy=RERUN)
@@ -183,7 +182,8 @@ def rare_terms(session: Session, step: Step, dataset: StepDataset, method: Metho
         session.log.info(f"step {step.index}: class weights: {told}")
     elif rare.class_weights != "none":
         weights = {c: rare.class_weights.get(task.class_names[c], 1.0) for c in classes}
-    return RareTerms(rare, method.scores, classes[0], step.num_classes, weight_table(weights))
+    table = weight_table(weights).to(session.worker.device)
+    return RareTerms(rare, method.scores, classes[0], step.num_classes, table)
 
 
 def train_transform(train: TrainConfig, model: SegmentationModel) -> TrainTransform:

@@ -98,7 +98,7 @@ class StepLooks:
         for images, labels, _ in self._load(
             dataset, [keys[start : start + size] for start in range(0, len(keys), size)]
         ):
-            yield images.to(self.device), labels.long().to(self.device)
+            yield move((images, labels), self.device, channels_last=False)
 
     def _load(self, dataset: StepDataset, batch_sampler: Iterable[list[tuple[int, int]]]) -> "ReadAhead[Any]":
         """Return the images, labels and problems of these batches of (epoch, index)."""
@@ -106,6 +106,7 @@ class StepLooks:
             dataset,
             batch_sampler=batch_sampler,
             num_workers=self.config.data.num_workers,
+            pin_memory=self.device.type == "cuda",
             # A loader draws a seed for its workers; the training that follows must not notice.
             generator=torch.Generator(),
         )
@@ -132,6 +133,7 @@ class StepLooks:
                 dataset,
                 batch_size=None,
                 num_workers=self.config.data.num_workers,
+                pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),
             )
             what = "images of the base step" if of_base_step else "images"
@@ -141,4 +143,4 @@ class StepLooks:
             )
             for image, label, problem in bar:
                 if not problem:
-                    yield image[None].to(self.device), label[None].long().to(self.device)
+                    yield move((image[None], label[None]), self.device, channels_last=False)

@@ -48,9 +48,11 @@ def build_optimizer(network: Network, config: TrainConfig, is_base_step: bool) -
         for parameters, group_lr in rates
         for decays in ((True, False) if only else (True,))
     ]
+    # One kernel for all weights, on GPUs. None is PyTorch's own choice.
+    fused = True if all(p.is_cuda for p in model.parameters()) else None
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, betas=(config.momentum, 0.999))
-    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov)
+        return torch.optim.AdamW(groups, betas=(config.momentum, 0.999), fused=fused)
+    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
 
 
 WARMUP_START = 1e-3

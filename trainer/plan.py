@@ -110,9 +110,10 @@ class Plan:
     image_ids: the training images of every step, its memory's last; evaluation: what the steps are evaluated on;
     palette: the classes' colours, in learning order; memory_ids: the training images that are in memory, also where
     they serve the step itself; holdout_ids: those held out of them; split_sizes: images that every step would have, by
-    setting; finished: the entries of results.json of finished steps; base_network: what step 0 trains, as it starts,
-    where that is still to come; remarks: what is unusual about the data and the task, such as images that cannot be
-    read; repeats: how often an epoch of every step shows each image, () where that is once.
+    setting; finished: the entries of results.json of finished steps; base_network: holds what step 0 trains, as it
+    starts, where that is still to come, and is empty once step 0 has taken it; remarks: what is unusual about the data
+    and the task, such as images that cannot be read; repeats: how often an epoch of every step shows each image, ()
+    where that is once.
     """
 
     config: Config
@@ -126,7 +127,7 @@ class Plan:
     holdout_ids: tuple[tuple[str, ...], ...]
     split_sizes: dict[str, list[int]]
     finished: list[dict[str, Any]]
-    base_network: Network | None
+    base_network: list[Network]
     remarks: tuple[str, ...] = ()
     repeats: tuple[tuple[int, ...], ...] = ()
 
@@ -203,20 +204,24 @@ def prepare(config: Config, worker: Worker) -> Plan:
             worker.main_only(partial(check_images, config, dataset))
     else:
         told += worker.main_only(lambda: describe_finished(config, task, [train, *parts]))
-    base_network, num_future = None, task.num_future(task.steps[0])
+    base_network, num_future = [], task.num_future(task.steps[0])
     if not worker.main_only(checkpoint_path(config.run_dir, 0).exists):
         if config.init_from is not None:
             worker.main_only(lambda: check_base(config, task, len(selected[0][0])))
         if config.continue_training:
-            base_network = worker.main_only(lambda: network_of_base(config, num_future))
+            base_network = [worker.main_only(lambda: network_of_base(config, num_future))]
         elif config.init_from is None:
             seed_everything(config.seed, 0)
             # One process fetches the weights and hands them to the others, its error included.
-            base_network = worker.main_only(
-                lambda: new_network(
-                    config, new_model(config, [task.steps[0].num_new], config.model.pretrained), num_future
+            base_network = [
+                worker.main_only(
+                    lambda: new_network(
+                        config,
+                        new_model(config, [task.steps[0].num_new], config.model.pretrained),
+                        num_future,
+                    )
                 )
-            )
+            ]
     memories = choose_memories(config, task, image_classes, selected, lists)
     plan = Plan(
         config=config,
@@ -314,7 +319,7 @@ def open_evaluation(config: Config, worker: Worker) -> Evaluation:
 def describe(plan: Plan, worker: Worker) -> str:
     """Return what a run would do: resolved config, steps, images, parameters, iterations, sizes of the splits."""
     config, task = plan.config, plan.task
-    model = plan.base_network.model if plan.base_network else new_model(config, [task.steps[0].num_new])
+    model = plan.base_network[0].model if plan.base_network else new_model(config, [task.steps[0].num_new])
     lines = [
         config.to_yaml(),
         *plan.remarks,

@@ -45,8 +45,9 @@ class RareConfig(Section):
 class RareTerms:
     """The terms of a step, for classes from `first_class` on, that its labels show (no background).
 
-    weights: (256,) float32, those of labels in the cross-entropy. scores: what logits are read as. In incremental steps
-    background may be any old class, so that only the pixels of new classes have these terms.
+    weights: (256,) float32, those of labels in the cross-entropy, on the device of the labels. scores: what logits are
+    read as. In incremental steps background may be any old class, so that only the pixels of new classes have these
+    terms.
     """
 
     config: RareConfig
@@ -81,7 +82,7 @@ class RareTerms:
     def _excess(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return what weights add to the cross-entropy of the classes' pixels, whose weight there is 1."""
         is_counted = (labels >= self.first_class) & (labels != IGNORE_INDEX)
-        weights = self.weights.to(labels.device)[labels] - 1
+        weights = self.weights[labels] - 1
         if self.scores == "sigmoid":
             weights = weights.masked_fill(~is_counted, 0)
             return binary_cross_entropy(logits, labels, IGNORE_INDEX, weights, self.first_class)[0]

@@ -19,6 +19,7 @@ from trainer.checks import digest_of_classes, uses_sync_batch_norm
 from trainer.config import Config
 from trainer.hints import explain_unlearned
 from trainer.image_ids import ids_path, list_ids
+from trainer.kernels import fixed_order
 from trainer.learn import learn
 from trainer.panels import draw_panels
 from trainer.plan import Plan
@@ -58,6 +59,7 @@ def run(plan: Plan, worker: Worker, interruption: Interruption | None = None) ->
         worker.main_only(lambda: held.enter_context(lock(plan.config.run_dir)))
         log = RunLog(plan.config.run_dir, worker.is_main)
         held.callback(log.close)
+        held.enter_context(fixed_order(plan.config.train.deterministic))
         project = plan.config.logging.wandb
         if project is not None and len(plan.finished) < len(plan.task.steps):
             fields = plan.config.model_dump(mode="json")
@@ -156,7 +158,8 @@ def describe_run(session: Session) -> None:
         f"{worker.world_size} × {worker.device.type}"
     )
     if config.train.sync_bn and worker.world_size > 1 and not uses_sync_batch_norm(config, worker):
-        log.info("train.sync_bn: CPUs have no SyncBN; every rank takes BatchNorm statistics of its own share")
+        why = "CPUs have no SyncBN" if worker.device.type == "cpu" else "auto leaves SyncBN out"
+        log.info(f"train.sync_bn: {why}; every rank takes BatchNorm statistics of its own share")
     for message in plan.remarks:
         log.info(message)
 

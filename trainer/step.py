@@ -15,11 +15,12 @@ from trainer.best_weights import BestWeights
 from trainer.config import Config, TrainConfig
 from trainer.history import History, NonFiniteLossError
 from trainer.iteration import Learner, backward, wrap
+from trainer.kernels import fastest_convolutions
 from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
 from trainer.progress import MethodState, MidStepSaves, Stateful
 from trainer.sampling import TrainSampler
 from trainer.session import Session
-from utils.distributed import Worker
+from utils.distributed import Worker, seed_everything
 from utils.loading import ReadAhead
 
 
@@ -48,7 +49,10 @@ def train_step(
     scaler = torch.amp.GradScaler(worker.device.type, enabled=train.amp == "fp16")
     if train.channels_last:
         use_channels_last(network, learner.old_model)
-    wrapped = wrap(network, config, worker)
+    wrapped = wrap(learner, config, worker)
+    if worker.rank:
+        # Ranks drop different paths (stochastic depth). What they had to agree on has been drawn.
+        seed_everything(config.seed, step.index, worker.rank)
     unreadable = Unreadable(
         config.data.on_error, config.data.max_skipped, len(dataset), f"training of step {step.index}"
     )
@@ -70,7 +74,8 @@ def train_step(
     )
     later = session.plan.task.steps[step.index + 1 :]
     to_come = sum(session.plan.num_iterations(other, worker) for other in later)
-    with log.progress(f"step {step.index}", sampler.num_iterations, saves.num_done, to_come) as bar:
+    progress = log.progress(f"step {step.index}", sampler.num_iterations, saves.num_done, to_come)
+    with fastest_convolutions(sizes_stay=True), progress as bar:
         for iteration in saves.resume(changing, sampler.num_iterations):
             batches = [move(batch, worker.device, train.channels_last) for batch in next(micro_batches)]
             terms = backward(learner, wrapped, batches, scaler, config, worker)
@@ -87,11 +92,13 @@ def train_step(
             bar.update()
             if best is not None and (iteration + 1) % sampler.iterations_per_epoch == 0:
                 look_since = time.monotonic()
+                worker.take_from_main(network.buffers())
                 score = best.consider(learner, epoch)
                 log.metrics(step.index, first_iteration + iteration, {"score": score}, epoch=epoch)
                 prepare_for_training(learner.model, step, train)
                 history.pause(time.monotonic() - look_since)
             saves.after_iteration(iteration + 1, changing)
+    worker.take_from_main(network.buffers())
     check_weights(network, step)
     if unreadable.problems:
         log.info(unreadable.describe())

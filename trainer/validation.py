@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torch import Tensor
 
 from datasets.incremental import ValidationDataset, training_table
 from datasets.tasks import IGNORE_INDEX, Step
@@ -15,6 +15,7 @@ from models import SegmentationModel
 from trainer.config import Config
 from trainer.data import evaluate_transform
 from trainer.inference import predict, predict_all
+from trainer.kernels import fastest_convolutions
 from trainer.plan import Evaluation, Plan
 from utils.console import progress_bar
 from utils.distributed import Worker
@@ -140,14 +141,26 @@ def evaluate(
         # A loader draws a seed for its workers; a training that goes on afterwards must not notice.
         generator=torch.Generator(),
     )
-    confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
-    confusion = confusion.to(worker.device)
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=worker.device)
     shown = bool(progress) and worker.is_main
     read = progress_bar(progress, len(dataset), unit="image", over=loader, shown=shown)
     sound = unreadable.watch((image, label, [problem]) for image, label, problem in read)
     samples = ((image, label.shape, label) for image, label in sound)
-    for label, prediction in predict_all(model, samples, config, worker.device, predict):
-        confusion.update(prediction[None], label.to(worker.device, non_blocking=True).long()[None])
+    with fastest_convolutions(sizes_stay=config.evaluate.mode == "center_crop"):
+        for label, prediction in predict_all(model, samples, config, worker.device, predict):
+            labels = label.to(worker.device, non_blocking=True).long()
+            confusion += confusion_matrix(labels, prediction, num_classes)
     unreadable.agree(worker.gather)
-    matrix: npt.NDArray[np.int64] = confusion.compute().cpu().numpy().astype(np.int64)
+    matrix: npt.NDArray[np.int64] = worker.sum(confusion).cpu().numpy()
     return matrix
+
+
+def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:
+    """Return how many pixels of each class are predicted as each, (K,K) int64, rows being labels.
+
+    labels: int64, 0..K-1 or 255, which is not counted; predictions: of the same shape, int64, 0..K-1.
+    """
+    num_cells = num_classes**2
+    cells = torch.where(labels == IGNORE_INDEX, num_cells, labels * num_classes + predictions)
+    # Without weights it counts in whole numbers: the same on a GPU, whatever the order.
+    return torch.bincount(cells.flatten(), minlength=num_cells + 1)[:-1].view(num_classes, num_classes)

@@ -5,7 +5,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -72,6 +72,13 @@ class Worker:
         There a rank that has died or hangs is named; a GPU (NCCL) would wait for it without a word.
         """
         self.largest(0)
+
+    def take_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Give every rank the main process's values of these tensors, in place."""
+        if self.world_size > 1:
+            self.meet()
+            for x in tensors:
+                dist.broadcast(x, src=0)
 
     def main_only(self, function: Callable[[], T]) -> T:
         """Run `function` in the main process and return its result, or raise its error, in all of them.

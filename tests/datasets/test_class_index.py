@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,26 @@ def test_a_second_call_reads_no_mask(root: Path, tmp_path: Path, reads: list[str
     assert index(root, cache) == EXPECTED
     assert reads == [*"abcd"]
     assert [path.suffix for path in cache.iterdir()] == [".json"]
+
+
+def test_no_garbage_is_looked_for_among_what_the_cache_holds(root: Path, tmp_path: Path) -> None:
+    index(root, tmp_path)
+    collections: list[str] = []
+
+    def note(phase: str, _: object) -> None:
+        if any(frame.name == "_load_cache" for frame in traceback.extract_stack()):
+            collections.append(phase)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(note)
+    gc.set_threshold(1)
+    try:
+        assert index(root, tmp_path) == EXPECTED
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(note)
+    assert collections == []
+    assert gc.isenabled()
 
 
 def test_only_changed_and_added_masks_are_read_again(root: Path, tmp_path: Path, reads: list[str]) -> None:

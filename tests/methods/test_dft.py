@@ -69,8 +69,8 @@ def test_three_steps_move_rows_from_the_part_into_the_model_and_train_no_old_one
         tmp_path, "run", "method=dft", THREE_STEPS, "train.weight_decay=0.1", "train.lr_incremental=0.1"
     )
     plan = prepare(config, WORKER)
-    assert plan.base_network is not None
-    start = {name: x.clone() for name, x in plan.base_network.parts.state_dict().items()}
+    assert plan.base_network
+    start = {name: x.clone() for name, x in plan.base_network[0].parts.state_dict().items()}
     run(plan, WORKER)
     saved = [load_checkpoint(checkpoint_path(config.run_dir, step)) for step in range(3)]
     parts = [checkpoint["parts"].get("future.weight", torch.zeros(0)) for checkpoint in saved]

@@ -37,8 +37,7 @@ def test_training_goes_on_from_a_checkpoint_of_several_steps_on_the_images_of_no
     config = make(base.output_dir.parent, "more", *fields)
     plan = prepare(config, WORKER)
     assert plan.num_iterations(plan.task.steps[0], WORKER) == 1
-    assert plan.base_network is not None
-    assert_equal_states(plan.base_network.model.state_dict(), weights(base, 1))
+    assert_equal_states(plan.base_network[0].model.state_dict(), weights(base, 1))
     (step,) = train(config)["steps"]
     assert "taken_from" not in step
     assert (config.run_dir / "train_images" / "step_0.txt").read_text().split() == [*masks(0, 6)]

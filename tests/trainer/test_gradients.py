@@ -2,6 +2,7 @@
 
 import multiprocessing
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -134,7 +135,7 @@ def one_iteration(config: Config, worker: Worker, accumulate: int) -> Iteration:
     batches = micro_batches(worker.world_size, worker.rank, accumulate)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     optimizer = build_optimizer(network, config.train, is_base_step=False)
-    terms = backward(learner, wrap(network, config, worker), batches, scaler, config, worker)
+    terms = backward(learner, wrap(learner, config, worker), batches, scaler, config, worker)
     gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     assert config.train.clip_grad_norm is not None
     norm = nn.utils.clip_grad_norm_(network.parameters(), config.train.clip_grad_norm)
@@ -235,17 +236,14 @@ def test_a_compiled_model_gives_the_same_gradient_and_keeps_the_names_of_its_wei
         captured.append(graph)
         return graph.forward
 
-    def compile_eagerly(module: nn.Module) -> None:
-        module._compiled_call_impl = torch.compile(module._call_impl, backend=capture)
-
-    monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=capture))
     compiled = make_config(folder, name, "train.compile=true")
     assert_equal_iterations(one_iteration(compiled, Worker(CPU), accumulate=1), whole)
     assert captured
-    network = make_learner(config).network
-    names = list(network.state_dict())
-    assert list(wrap(network, compiled, Worker(CPU)).state_dict()) == names
-    assert list(network.state_dict()) == names
+    learner = make_learner(config)
+    names = list(learner.network.state_dict())
+    assert list(wrap(learner, compiled, Worker(CPU)).state_dict()) == names
+    assert list(learner.network.state_dict()) == names
 
 
 def run_two_ranks(folder: Path, *arguments: Any) -> None:

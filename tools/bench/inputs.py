@@ -21,7 +21,10 @@ IDENTITY = np.arange(256, dtype=np.uint8)
 def random_outputs(
     batch: int, num_classes: int, num_new: int, size: int, device: torch.device
 ) -> tuple[Output, Output, Tensor]:
-    """Outputs of a model and of the old one, features (B,256,32,32), and labels (B,size,size) of a step."""
+    """Outputs of a model and of the old one, and labels (B,size,size) of a step.
+
+    Features are (B,256,32,32), and so are the four stages of the backbone.
+    """
     generator = torch.Generator(device).manual_seed(0)
     num_old = num_classes - num_new
 
@@ -36,7 +39,8 @@ def random_outputs(
             (3 * torch.randn(shape, generator=generator, device=device)).requires_grad_(trained)
             for shape in shapes
         )
-        return cast(Output, SegOutput(logits, grid_logits, features, class_tokens, None, backbone=features))
+        seen = features, class_tokens, None, (features,) * 4
+        return cast(Output, SegOutput(logits, grid_logits, *seen, backbone=features))
 
     labels = random_labels((batch, size, size), num_old, num_new, device)
     return output(num_classes, True), output(num_old, False), labels
@@ -52,7 +56,7 @@ def random_labels(shape: tuple[int, ...], num_old: int, num_new: int, device: to
 
 def clear_gradients(output: Output) -> None:
     """Forget the gradients of a random output."""
-    for leaf in (output.logits, output.features, output.class_tokens):
+    for leaf in (output.logits, output.grid_logits, output.features, output.class_tokens):
         leaf.grad = None
 
 

@@ -84,7 +84,7 @@ class Iteration:
         self.learner = Learner(method, network, old_model if method.needs_old_model else None)
         self.optimizer = build_optimizer(network, train, is_base_step=False)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.amp == "fp16")
-        self.wrapped = wrap(network, config, worker)
+        self.wrapped = wrap(self.learner, config, worker)
         shape = train.batch_size, train.crop_size, train.crop_size
         images = torch.randint(0, 256, (shape[0], 3, *shape[1:]), dtype=torch.uint8)
         labels = random_labels(shape, num_old, num_classes[-1], CPU).byte()

@@ -28,7 +28,7 @@ GROUPS = {
     "hiou": "hIoU",
 }
 SCORES = {**GROUPS, "forgetting": "forgetting"}
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "mmcv-lite", "torchmetrics", "pillow")
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "mmcv-lite", "pillow")
 
 
 def make_step_entry(

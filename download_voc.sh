@@ -11,6 +11,11 @@
 #   VOC_SHA256, AUG_SHA256, LIST_SHA256     expected SHA-256 of the archives (default: not checked)
 #   KEEP_ARCHIVES  any value keeps the archives in data_root
 #   PYTHON         the Python to use (default: python3)
+#
+# examples:
+#   bash download_voc.sh
+#   bash download_voc.sh /data/voc
+#   VOC_BASE_URL=https://example.org/mirror KEEP_ARCHIVES=1 bash download_voc.sh
 
 set -euo pipefail
 

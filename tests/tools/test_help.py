@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import importlib
 import shlex
+import subprocess
 
 import pytest
 
 from tests.support.paths import ROOT
 from tools import prepare_folder
 
-# Without those that are no programs, and `fetch`, which runs before anything is installed.
+# Without those that are no programs.
 TOOLS = [
     f"tools.{path.stem}"
     for path in sorted((ROOT / "tools").glob("*.py"))
-    if path.stem != "fetch" and "__main__" in path.read_text(encoding="utf-8")
+    if "__main__" in path.read_text(encoding="utf-8")
 ]
 
 
@@ -52,6 +53,7 @@ def test_help_has_groups_and_examples_that_the_program_takes(name: str) -> None:
         "main": "python main.py",
         "download_ade20k": "python download_ade20k.py",
         "tools.sweep": "bash main.sh",
+        "tools.fetch": "python tools/fetch.py",  # before anything is installed
     }
     check_help(importlib.import_module(name).make_parser(), programs.get(name, f"python -m {name}"))
 
@@ -64,3 +66,10 @@ def test_help_of_a_format_has_groups_and_examples_of_its_own(name: str) -> None:
     parser = formats.choices[name]
     check_help(parser, f"python -m tools.prepare_folder {name}")
     assert all(f"\n{group}:\n" in parser.format_help() for group in ("input", "output", "how it runs"))
+
+
+def test_help_of_the_shell_script_has_examples() -> None:
+    told = subprocess.check_output(["bash", "download_voc.sh", "--help"], cwd=ROOT, text=True)
+    examples = told.partition("examples:\n")[2].splitlines()
+    assert examples
+    assert all("bash download_voc.sh" in line for line in examples)

@@ -302,15 +302,26 @@ def check_base(config: Config, task: Task, num_images: int) -> None:
             f"method {config.method.name} could go on from, and no image of step 0 is there to begin with; take a "
             f"checkpoint of a run with method {config.method.name}, or data that hold images of step 0"
         )
-    first = task.steps[0]
     try:
         restore_model(config, checkpoint)
-        if is_own:
-            method = method_of_step(config.method, 0, first.num_new, task.num_future(first))
-            method.modules = make_parts(method, config)
-            restore_method(method, checkpoint, torch.device("cpu"))
     except ValueError as error:
         raise ValueError(f"init_from: {config.init_from}: {error}") from error
+    if is_own:
+        _check_parts(config, task, checkpoint)
+
+
+def _check_parts(config: Config, task: Task, checkpoint: dict[str, Any]) -> None:
+    """Raise ValueError where the method's own modules in a base step are not those that this run would train."""
+    first = task.steps[0]
+    method = method_of_step(config.method, 0, first.num_new, task.num_future(first))
+    method.modules = make_parts(method, config)
+    try:
+        restore_method(method, checkpoint, torch.device("cpu"))
+    except ValueError as error:
+        raise ValueError(
+            f"init_from: {config.init_from}: {error}; take a base step of a run with the same task, or of a method "
+            "without such modules"
+        ) from error
 
 
 def uses_sync_batch_norm(config: Config, worker: Worker) -> bool:

@@ -223,7 +223,7 @@ def test_direct_tuning_lowers_the_loss_of_the_step_from_the_backgrounds_row_on()
     assert after < 0.9 * before
 
 
-@pytest.mark.parametrize("name", ["mbs", "plop", "mib"])
+@pytest.mark.parametrize("name", ["mbs", "plop"])
 def test_a_run_whose_steps_begin_with_tuning_draws_what_it_drew_without(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +237,7 @@ def test_a_run_whose_steps_begin_with_tuning_draws_what_it_drew_without(
 
     monkeypatch.setattr(PreTuned, "begin_step", watched)
     kind = "direct" if name == "mbs" else "transformed"
-    fields = ["setting=disjoint", "memory.size=4"] if name == "mib" else []
+    fields = ["setting=disjoint", "memory.size=4"] if name == "plop" else []
     train(
         tiny(
             tmp_path,
@@ -252,13 +252,22 @@ def test_a_run_whose_steps_begin_with_tuning_draws_what_it_drew_without(
     assert torch.equal(*states)
 
 
+NEST = ("method=nest", "method.pre_tuning_epochs=2", "save_every=1")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The run that nothing happened to."""
+    config = tiny(tmp_path_factory.mktemp("whole"), "run", *NEST)
+    train(config)
+    return outcome(config.run_dir)
+
+
 @pytest.mark.parametrize("where", ["tuning", "step"])
 def test_a_run_killed_while_tuning_or_training_ends_bit_for_bit(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
 ) -> None:
-    fields = ("method=nest", "method.pre_tuning_epochs=2", "save_every=1")
-    plain, killed = (tiny(tmp_path, name, *fields) for name in ("plain", "killed"))
-    train(plain)
+    killed = tiny(tmp_path, "run", *NEST)
     steps = []
 
     def count(*arguments: Any, **options: Any) -> Any:
@@ -277,7 +286,7 @@ def test_a_run_killed_while_tuning_or_training_ends_bit_for_bit(
     done = len(steps)
     train(killed)
     assert (len(steps) == done) is (where == "step"), "a step that goes on does not tune again"
-    assert outcome(killed.run_dir) == outcome(plain.run_dir)
+    assert outcome(killed.run_dir) == whole
 
 
 def test_a_segmenter_is_tuned_directly_and_its_tokens_are_not_transformed(tmp_path: Path) -> None:

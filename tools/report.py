@@ -1,6 +1,6 @@
-"""Make report.html of runs anew, from what their folders hold.
+"""Draw report.html and plots/ of runs anew, from what their folders hold.
 
-Training writes it after every step; this is for runs of older versions and those whose report was not written.
+Training draws them (logging.report); this is for runs of older versions and those whose report was not drawn.
 """
 
 import argparse
@@ -28,11 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    from utils.report.html import write_html_report  # plotly: not for --help
+    # plotly and matplotlib: not for --help
+    from utils.report.html import write_html_report
+    from utils.report.reading import read_results
+    from utils.report.run_files import write_plots
 
     try:
         for run_dir in args.runs:
             print(write_html_report(run_dir))
+            write_plots(run_dir, read_results(run_dir))
     except (RunError, ValueError, OSError) as error:
         fail(parser, error)
     return 0

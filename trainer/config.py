@@ -209,6 +209,8 @@ class LoggingConfig(Section):
     """Iterations between two entries of metrics.jsonl and TensorBoard."""
     num_panels: int = Field(4, ge=0, le=1000)
     """Validation images shown after every step, always the same, in report.html and TensorBoard."""
+    report: bool = True
+    """Draw plots/ and report.html, a minute apart at least and after the last step; `tools.report` draws them later."""
     wandb: str | None = Field(None, min_length=1)
     """Project in Weights & Biases that curves and panels go to as well (pip install wandb); null writes none."""
 

@@ -102,7 +102,8 @@ def run_steps(session: Session) -> None:
         if worker.is_main:
             results = results_so_far(plan, entries, worker)
             write_results(run_dir, results)
-            if is_last or time.monotonic() - drawn > SECONDS_BETWEEN_PICTURES:
+            is_time = is_last or time.monotonic() - drawn > SECONDS_BETWEEN_PICTURES
+            if config.logging.report and is_time:
                 write_plots(run_dir, results)
                 draw_report(run_dir, log)
                 drawn = time.monotonic()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 
-import trainer.run
 from tests.support.cli import call_main, find_free_port, set_fields, write_tiny_config
 from tests.support.struck import (
     EVALUATION,
@@ -30,14 +27,13 @@ LONG = (
 
 
 def command(folder: Path, log: str, *overrides: str) -> list[str]:
-    return ["--config", str(write_tiny_config(folder)), "--log", log, *set_fields(*LONG, *overrides)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _draw_nothing() -> Iterator[None]:
-    """Plots and report take longer than these trainings."""
-    with patch.object(trainer.run, "write_plots"), patch.object(trainer.run, "draw_report"):
-        yield
+    return [
+        "--config",
+        str(write_tiny_config(folder, report=False)),
+        "--log",
+        log,
+        *set_fields(*LONG, *overrides),
+    ]
 
 
 @pytest.fixture(scope="module")

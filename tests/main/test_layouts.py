@@ -26,13 +26,6 @@ LEARNS = (  # long enough to tell classes apart
 )
 
 
-@pytest.fixture(autouse=True)
-def _draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots and report take longer than these trainings."""
-    for name in ("write_plots", "draw_report"):
-        monkeypatch.setattr(trainer.run, name, lambda *_: None)
-
-
 def train_rank(rank: int, num_ranks: int, config: Config) -> None:
     """One process of a run."""
     store = f"file://{config.output_dir}/{config.log}_store"

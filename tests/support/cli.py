@@ -22,8 +22,10 @@ from tests.support.paths import ROOT
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def write_tiny_config(folder: Path) -> Path:
+def write_tiny_config(folder: Path, report: bool = True) -> Path:
     """Write a config that trains in a second into `folder` and return its path; its runs go to folder/runs.
+
+    report: whether plots and report.html are drawn, which takes longer than the rest.
 
     Two steps on drawn images of 32 pixels, the classes not in the order of the data set.
     """
@@ -45,7 +47,7 @@ def write_tiny_config(folder: Path) -> Path:
             "lr_base": 0.01,
             "lr_incremental": 0.001,
         },
-        "logging": {"every": 1, "num_panels": 2},
+        "logging": {"every": 1, "num_panels": 2, "report": report},
     }
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -112,8 +112,6 @@ def test_a_step_whose_epochs_have_no_score_ends_with_the_last_and_says_so(
 ) -> None:
     unscored: dict[str, object] = {"classes": [], "miou": None, "num_images": 3}
     monkeypatch.setattr("trainer.best_weights.score_on_holdout", lambda *_: unscored)
-    for name in ("write_plots", "draw_report"):
-        monkeypatch.setattr(f"trainer.run.{name}", lambda *_: None)
     fields = ("val_fraction=0.25", "checkpoint=best_holdout", "method=finetune", "train.num_epochs=2")
     config = tiny(tmp_path, "unscored", *fields, "logging.num_panels=0")
     steps = train(config)["steps"]

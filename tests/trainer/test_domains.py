@@ -75,7 +75,7 @@ def test_every_city_is_trained_in_its_step_and_validated_on_in_all_later_ones(
 
 @pytest.mark.parametrize("method", ABLE)
 def test_methods_that_need_no_new_class_learn_cities(method: str, root: Path, tmp_path: Path) -> None:
-    config = tiny(tmp_path, method, *fields(root, method), "memory.size=0")
+    config = tiny(tmp_path, method, *fields(root, method), "memory.size=0", "logging.report=true")
     results = train(config)
     assert (results["task"], results["setting"], results["num_steps"]) == ("11-5", "domain", 3)
     assert all(len(step["per_class_iou"]) == 20 for step in results["steps"])

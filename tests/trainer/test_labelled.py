@@ -68,7 +68,7 @@ def test_pixel_counts_without_what_unlabelled_classes_leave_undecided() -> None:
 
 
 def test_classes_that_no_validation_mask_labels_have_no_iou_and_are_named(folders: Path) -> None:
-    config = grown(folders, "masks")
+    config = grown(folders, "masks", "logging.report=true")
     plan = prepare(config, WORKER)
     told = [
         line for line in plan.remarks if line.startswith("warning: no validation mask labels pear, kiwi:")

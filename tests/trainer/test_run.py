@@ -26,7 +26,7 @@ def test_plots_and_report_follow_the_last_step_and_earlier_ones_now_and_then_onl
     monkeypatch.setattr(trainer.run, "SECONDS_BETWEEN_PICTURES", seconds)
     monkeypatch.setattr(trainer.run, "write_plots", note_plots)
     monkeypatch.setattr(trainer.run, "draw_report", lambda *_: drawn["report"].append(drawn["plots"][-1]))
-    run(prepare(tiny(tmp_path, "run", STEPS), WORKER), WORKER)
+    run(prepare(tiny(tmp_path, "run", STEPS, "logging.report=true"), WORKER), WORKER)
     assert drawn == {"plots": drawn_after, "report": drawn_after}
 
 
@@ -37,7 +37,7 @@ def test_a_report_that_cannot_be_written_ends_no_run(
         raise OSError(28, "No space left on device", str(run_dir / "report.html"))
 
     monkeypatch.setattr("trainer.run.write_html_report", fail)
-    config = tiny(tmp_path, "unreported", "method=finetune")
+    config = tiny(tmp_path, "unreported", "method=finetune", "logging.report=true")
     assert len(train(config)["steps"]) == 2
     told = capsys.readouterr().out
     assert "warning: report.html was not written" in told

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.data import stripes
 from tests.support.report import CONFUSIONS, NAMES, write_run
+from tests.support.training import tiny, train
 from tools import report as report_tool
 from utils.metrics import pixel_flow
 from utils.report.figures import MAX_POINTS, draw_classes, draw_curves, draw_flow, draw_miou
@@ -199,7 +200,21 @@ def test_an_entry_of_another_version_is_told(run_dir: Path) -> None:
 def test_the_command_makes_the_reports_of_several_runs(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = shutil.copytree(run_dir, run_dir.with_name("other"))
+    other = shutil.copytree(run_dir, run_dir.with_name("other"), ignore=shutil.ignore_patterns("plots"))
     assert report_tool.main([str(run_dir), str(other)]) == 0
     assert capsys.readouterr().out.split() == [str(run_dir / "report.html"), str(other / "report.html")]
     assert "<h1>other</h1>" in (other / "report.html").read_text(encoding="utf-8")
+    assert {path.name for path in (other / "plots").iterdir()} == {
+        "miou_over_steps.png",
+        "per_class_iou.png",
+        "forgetting.png",
+    }
+
+
+def test_a_run_that_is_asked_for_no_report_draws_none(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "plain", "method=finetune")
+    assert not config.logging.report
+    train(config)
+    assert (config.run_dir / "results.md").is_file()
+    assert not (config.run_dir / "report.html").exists()
+    assert not (config.run_dir / "plots").exists()

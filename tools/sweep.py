@@ -5,7 +5,7 @@ every combination is a run. Entries of `runs` set any of these again, each for r
 configs/ablation/ hold examples. Without a file, the environment says what to run (main.sh lists its variables).
 
 Runs whose base steps would be the same share one: the first of them trains it, the others start from its checkpoint
-(`init_from`). Which are the same follows from their configs (`trainer.config.INCREMENTAL_ONLY`) and from what their
+(`init_from`). Which are the same follows from their configs (`trainer.stored_config`) and from what their
 methods declare (`base_step`, `same_network_as`); the seed may differ unless BASE=seed. Finished runs are passed over,
 runs that were interrupted go on, those under way elsewhere are waited for; those that fail are listed at the end, and
 the exit code is 1. With --jobs, runs stand side by side on GPUs of their own; what they say goes to their console.txt.

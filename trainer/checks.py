@@ -15,10 +15,11 @@ from datasets.tasks import Task
 from methods import METHODS, method_of_step
 from models import MODELS
 from trainer.checkpoint import RERUN, checkpoint_path, load_checkpoint, restore_method, restore_model
-from trainer.config import Config, describe_difference, differing_fields, with_defaults
+from trainer.config import Config
 from trainer.data import make_task
 from trainer.network import make_parts
 from trainer.shared_base import base_file
+from trainer.stored_config import describe_difference, differing_fields, with_defaults
 from utils.config.read import read_yaml
 from utils.console import check_environment
 from utils.distributed import Worker

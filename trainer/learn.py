@@ -29,7 +29,6 @@ from trainer.checkpoint import (
     save_checkpoint,
 )
 from trainer.checks import digest_of_classes, uses_sync_batch_norm
-from trainer.config import TrainConfig
 from trainer.fusion import fusion_of
 from trainer.iteration import Learner
 from trainer.looks import StepLooks
@@ -37,6 +36,7 @@ from trainer.network import Network, make_parts
 from trainer.plan import Plan
 from trainer.progress import MidStepSaves, clear_progress
 from trainer.rare import RareTerms, weight_table
+from trainer.sections import TrainConfig
 from trainer.session import Session
 from trainer.shared_base import base_file
 from trainer.step import train_step

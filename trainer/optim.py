@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from trainer.config import TrainConfig
 from trainer.network import Network
+from trainer.sections import TrainConfig
 
 
 def freeze_batch_norm(model: nn.Module) -> None:

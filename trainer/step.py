@@ -12,13 +12,14 @@ from datasets.tasks import Step
 from datasets.unreadable import Unreadable
 from models import SegmentationModel
 from trainer.best_weights import BestWeights
-from trainer.config import Config, TrainConfig
+from trainer.config import Config
 from trainer.history import History, NonFiniteLossError
 from trainer.iteration import Learner, backward, wrap
 from trainer.kernels import fastest_convolutions
 from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
 from trainer.progress import MethodState, MidStepSaves, Stateful
 from trainer.sampling import TrainSampler
+from trainer.sections import TrainConfig
 from trainer.session import Session
 from utils.distributed import Worker, seed_everything
 from utils.loading import ReadAhead

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from methods import METHODS
 from tests.support.paths import ROOT
-from trainer.config import differing_fields, load_config, with_defaults
+from trainer.config import load_config
+from trainer.stored_config import differing_fields, with_defaults
 from utils.config.read import parse_override, read_yaml
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -265,7 +265,7 @@ def test_a_method_is_refused_with_a_model_that_lacks_what_it_is_about(
         ),
         (
             "method.stage_weight=3",
-            "--set: method.stage_weight: unknown key; it is a field of method plop, not of mbs",
+            "--set: method.stage_weight: unknown key; it is a field of method plop",
         ),
         ("evaluate.scales=[true]", "--set: evaluate.scales: expected a list without true or false"),
         (

@@ -10,9 +10,10 @@ from torch import nn
 from models import DeepLabV3
 from tests.support.cli import write_tiny_config
 from tests.support.golden import load_rival
-from trainer.config import TrainConfig, load_config
+from trainer.config import load_config
 from trainer.network import Network
 from trainer.optim import build_optimizer, build_schedule, freeze_batch_norm
+from trainer.sections import TrainConfig
 
 
 def train_config(folder: Path, *overrides: str) -> TrainConfig:

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from tools.summary.runs import COLUMNS, Run, score_of
-from trainer.config import MAY_DIFFER
+from trainer.stored_config import MAY_DIFFER
 from utils.config.fields import is_below
 
 RIVALS = ("method", "variant")

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from tools.summary.runs import SCALARS, Run, make_run, read_run
-from trainer.config import MAY_DIFFER, differing_fields, foreign_fields, load_config, with_defaults
+from trainer.config import load_config
+from trainer.stored_config import MAY_DIFFER, differing_fields, foreign_fields, with_defaults
 from utils.config.fields import flatten, is_below
 from utils.config.read import read_yaml
 from utils.documents import parse_json

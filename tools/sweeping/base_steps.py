@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from methods import METHODS, Method
-from trainer.config import INCREMENTAL_ONLY, MAY_DIFFER, Config
+from trainer.config import Config
 from trainer.shared_base import is_address
+from trainer.stored_config import INCREMENTAL_ONLY, MAY_DIFFER
 from utils.config.fields import flatten, is_below
 from utils.config.read import read_yaml
 

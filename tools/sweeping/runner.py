@@ -14,7 +14,7 @@ from tools.summary.runs import read_run
 from tools.sweeping.base_steps import PlannedRun, own_base
 from tools.sweeping.machine import Machine
 from tools.sweeping.table import Table
-from trainer.config import describe_difference
+from trainer.stored_config import describe_difference
 from utils.config.read import read_yaml
 from utils.errors import explain
 from utils.lock import LOCK, RunLockedError, find_holder, lock

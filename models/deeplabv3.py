@@ -12,7 +12,7 @@ from models.base import MAX_CHANNELS, ModelOptions, SegmentationModel, Stages, S
 from models.classifier import GrowingClassifier, OwnHeads, join_unknown
 from models.closed_form import pool_to_grid
 from models.compensation import compensate_bottlenecks, compensate_sequence
-from models.output import SegOutput, most_likely, upsample
+from models.output import SegOutput
 from models.residual_background import ResidualBackground, join_outputs
 
 
@@ -154,13 +154,13 @@ class DeepLabV3(SegmentationModel):
         return list(self.classifier.background.parameters())
 
     def to_image_size(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
-        logits = upsample(grid_logits, size)
+        logits = super().to_image_size(grid_logits, size)
         return join_unknown(logits) if self.has_unknown else logits
 
     def most_likely(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
         if self.has_unknown:
             return self.to_image_size(grid_logits, size).argmax(dim=1)
-        return most_likely(grid_logits, size)
+        return super().most_likely(grid_logits, size)
 
     def forward(self, images: Tensor, with_stages: Stages = False, full_size: bool = True) -> SegOutput:
         if self.closed_form is not None:

@@ -11,6 +11,7 @@ from PIL import Image
 from datasets.shapes import ShapesDataset
 from tests.support.data import Mask
 from tests.support.runs import CLASSES_OF, GROUPS, LEARNING_ORDER, SLIDING, Workplace, each_finished
+from tests.support.struck import run_ranks
 
 
 def read_val_labels(folder: Path, name: str) -> list[Mask]:
@@ -106,7 +107,7 @@ def test_sliding_windows_with_flip_and_scales_count_every_pixel_once(place: Work
 def test_two_ranks_slide_to_the_same_results(place: Workplace) -> None:
     whole, run = place.finished("sliding"), place.copy("sliding", "sliding_ranks")
     (run.folder / "results.json").unlink()
-    process = place.run("sliding_ranks", *SLIDING, ranks=2).process
+    process = run_ranks(*place.arguments("sliding_ranks", *SLIDING))
     assert process.returncode == 0, process.stderr
     assert [run.confusion(step) for step in (0, 1)] == [whole.confusion(step) for step in (0, 1)]
     assert run.results == {**whole.results, "device": "2 × cpu"}

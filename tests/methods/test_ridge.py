@@ -15,7 +15,8 @@ from methods.base import Looks
 from methods.closed_form import Sums
 from methods.ridge import Ridge
 from models import SegmentationModel, load_model
-from tests.support.cli import call_tool, run_main, set_fields, write_tiny_config
+from tests.support.cli import call_tool, set_fields, write_tiny_config
+from tests.support.struck import run_ranks
 from tests.support.training import SEGMENTER, WORKER, tiny, train, weights
 from trainer.checkpoint import checkpoint_path, load_checkpoint
 from trainer.config import load_config
@@ -181,7 +182,7 @@ def test_two_ranks_add_up_to_the_solution_of_one(folder: Path) -> None:
     options = fields(folder, "method.margin=10")
     train(tiny(folder, "one_rank", *options))
     config = write_tiny_config(folder)
-    process = run_main("--config", config, "--log", "ranks", *set_fields(*options), ranks=2)
+    process = run_ranks("--config", config, "--log", "ranks", *set_fields(*options))
     assert process.returncode == 0, process.stderr
     ours, theirs = checkpoint(folder, 1, "ranks"), checkpoint(folder, 1, "one_rank")
     for name, rtol in (("gram", 1e-9), ("targets", 1e-9), ("sharpness", 1e-6)):

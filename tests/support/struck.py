@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import main
-from tests.support.cli import LAUNCHER_VARIABLES
+from tests.support.cli import LAUNCHER_VARIABLES, find_free_port
 
 TRAINING = "trainer.step.update"
 EVALUATION = "trainer.validation.iou_per_class"
@@ -117,6 +118,14 @@ def fork_ranks(port: int, arguments: Sequence[str], *strikes: Strike) -> list[Fo
     """Start two ranks that meet at `port`, without a launcher that would end one for the other."""
     place = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [Forked(arguments, strikes, {"RANK": rank, "LOCAL_RANK": rank, **place}) for rank in range(2)]
+
+
+def run_ranks(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run main.py as two ranks without a launcher, and wait; the exit code is the larger one, stderr that of both."""
+    given = [str(argument) for argument in arguments]
+    ends = [rank.end() for rank in fork_ranks(find_free_port(), given)]
+    code, stderr = max(code for code, _ in ends), "".join(stderr for _, stderr in ends)
+    return subprocess.CompletedProcess(["main.py", *given], code, "", stderr)
 
 
 def fork_launcher(port: int, arguments: Sequence[str], *strikes: Strike, nodes: int = 1) -> Forked:

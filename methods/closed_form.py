@@ -97,16 +97,23 @@ class ClosedForm(Method):
 
         sample: gets the cells of this rank's first IMAGES_FOR_SHARPNESS images.
         """
-        blank = torch.zeros(1, 3, 64, 64, device=looks.device)
-        num_channels = model.describe(blank, self.described_by(model)).shape[1]
         cells = self.cells(model, images_and_labels, num_classes, sample)
-        sums = self.add_up(looks, cells, num_channels, num_classes)
+        sums = self.add_up(looks, cells, self.num_channels(model, looks), num_classes)
         for name, x in (("gram", sums.gram), ("targets", sums.targets)):
             if name in self.state:  # a new class begins with no cell
                 x = x + F.pad(self.state[name], (0, x.shape[1] - self.state[name].shape[1]))
             self.state[name] = x
         self.apply(model)
         return sums
+
+    def num_channels(self, model: SegmentationModel, looks: Looks) -> int:
+        """Return C, by how many numbers the maps describe a cell."""
+        blank = torch.zeros(1, 3, 64, 64, device=looks.device)
+        return model.describe(blank, self.described_by(model)).shape[1]
+
+    def views(self, images_and_labels: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return the images and labels whose cells are added up: these, or several views of each."""
+        return images_and_labels
 
     def cells(
         self,
@@ -115,9 +122,9 @@ class ClosedForm(Method):
         num_classes: int,
         sample: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the cells of a few images, CELLS_AT_ONCE at least but for the last; sample: as in `learn`."""
+        """Yield the cells of a few views, CELLS_AT_ONCE at least but for the last; sample: as in `learn`."""
         pending: list[tuple[Tensor, Tensor]] = []
-        for images, given in images_and_labels:
+        for images, given in self.views(images_and_labels):
             description = model.describe(images, self.described_by(model))
             labels = self.label_cells(model, images, given, description, num_classes).flatten()
             x = description.permute(0, 2, 3, 1).flatten(0, 2)

@@ -89,16 +89,6 @@ class Ridge(ClosedForm):
         scores = self.score(model, description)
         return cells if scores is None else self.fill_background(cells, scores)
 
-    def cells(
-        self,
-        model: SegmentationModel,
-        images_and_labels: Iterable[tuple[Tensor, Tensor]],
-        num_classes: int,
-        sample: list[tuple[Tensor, Tensor]] | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the cells of every view of the images."""
-        return super().cells(model, self.views(images_and_labels), num_classes, sample)
-
     def views(self, images_and_labels: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images and labels as `scales` and `flips` ask for them; labels keep their size."""
         for images, labels in images_and_labels:

@@ -38,8 +38,7 @@ class SegACIL(ClosedForm):
         """Draw the expansion before step 1; raise ValueError where it was drawn of another size."""
         size = self.options.expansion
         if "expansion" not in self.state:
-            blank = torch.zeros(1, 3, 64, 64, device=looks.device)
-            channels = model.eval().describe(blank, self.described_by(model)).shape[1]
+            channels = self.num_channels(model.eval(), looks)
             expansion = torch.empty(size, channels).uniform_(-1, 1) / channels**0.5
             self.state["expansion"] = expansion.to(looks.device)
         found = len(self.state["expansion"])

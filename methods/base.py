@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from losses.feature_distillation import embedding_distillation
 from losses.fused import binary_terms, softmax_terms
 from losses.reduction import mean_or_zero
-from models import SegmentationModel
+from models import MODELS, SegmentationModel
 from models.base import Stages
 from utils.config.section import NamedSection
 
@@ -302,3 +302,13 @@ def stack_counts(targets: list[Targets]) -> Tensor:
     """Return the counts of several micro-batches added up, (N,) float64 in the order of the first one's names."""
     counts = [torch.cat([count.double().flatten() for count in target.counts.values()]) for target in targets]
     return torch.stack(counts).sum(dim=0)
+
+
+def refuse_without_rows(config: Any) -> list[str]:
+    """Return what `Method.check` of a method that needs the rows of a 1x1 classifier says of a model without them."""
+    if MODELS[config.model.name].has_linear_classifier:
+        return []
+    return [
+        f"method.name: {config.method.name} is about the rows of a 1x1 classifier, which model.name "
+        f"{config.model.name} has not; use model.name deeplabv3, or another method"
+    ]

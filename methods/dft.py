@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from losses.reduction import at_least_float32
-from methods.base import Method, Output, Targets, Term
-from models import MODELS, SegmentationModel
+from methods.base import Method, Output, Targets, Term, refuse_without_rows
+from models import SegmentationModel
 from utils.config.section import NamedSection
 
 
@@ -28,12 +28,7 @@ class DFTBase(Method):
     @classmethod
     def check(cls, config: Any) -> list[str]:
         """Refuse models whose classes are not rows of a 1x1 classifier."""
-        if MODELS[config.model.name].has_linear_classifier:
-            return []
-        return [
-            f"method.name: dft is about the rows of a 1x1 classifier, which model.name {config.model.name} has not; "
-            "use model.name deeplabv3, or another method"
-        ]
+        return refuse_without_rows(config)
 
     def parts(self, channels: int) -> dict[str, nn.Module]:
         """Return the rows of the classes that the model does not have yet: of the step, until they are added, and of

@@ -10,8 +10,16 @@ from torch import Tensor, nn
 from losses.decomposed_distillation import decomposed_distillation
 from losses.fused import binary_terms
 from losses.reduction import at_least_float32
-from methods.base import IGNORE_INDEX, Looks, Output, SigmoidMethod, Targets, Term
-from models import MODELS, SegmentationModel
+from methods.base import (
+    IGNORE_INDEX,
+    Looks,
+    Output,
+    SigmoidMethod,
+    Targets,
+    Term,
+    refuse_without_rows,
+)
+from models import SegmentationModel
 from models.classifier import copy_first_row
 from models.output import upsample
 from utils.config.section import NamedSection
@@ -39,12 +47,7 @@ class DKDBase(SigmoidMethod):
     @classmethod
     def check(cls, config: Any) -> list[str]:
         """Refuse models whose classes are not rows of a 1x1 classifier."""
-        if MODELS[config.model.name].has_linear_classifier:
-            return []
-        return [
-            f"method.name: dkd is about the rows of a 1x1 classifier, which model.name {config.model.name} has not; "
-            "use model.name deeplabv3, or another method"
-        ]
+        return refuse_without_rows(config)
 
     @property
     def positive_weight(self) -> float:

@@ -1,6 +1,6 @@
 """losses/class_groups.py and the sums over it in losses/fused.py: in pieces, they are what the plain forms give."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from losses import class_groups, fused
 from losses.binary_cross_entropy import binary_cross_entropy, sigmoid_pseudo_labels
 from losses.binary_distillation import binary_distillation
 from losses.class_groups import class_groups as groups_of
@@ -75,21 +74,6 @@ def batch(
         for k in (num_old + num_new, num_old)
     )
     return logits.to(dtype).requires_grad_(), old_logits.to(dtype), labels
-
-
-@pytest.fixture
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of 5 pixels, the last one shorter, with working memory that holds anything."""
-
-    def pieces(logits: Tensor, num_buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        for start in range(0, logits.shape[2], 5):
-            pixels = slice(start, min(start + 5, logits.shape[2]))
-            work = torch.full_like(logits[..., pixels], torch.nan, dtype=dtype)
-            yield pixels, [work.clone() for _ in range(num_buffers)]
-
-    monkeypatch.setattr(class_groups, "pixel_chunks", pieces)
-    monkeypatch.setattr(fused, "pixel_chunks", pieces)
 
 
 def assert_same(form: str, inputs: tuple[Tensor, Tensor, Tensor], tolerance: float) -> None:

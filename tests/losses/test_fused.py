@@ -1,6 +1,5 @@
 """losses/fused.py: in pieces and with a closed-form gradient, it is what the plain forms give."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -94,20 +93,6 @@ def assert_plain_values_and_gradients(batch: Batch) -> None:
         torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance)
     gradient, expected = gradient_of(ours, batch.logits), gradient_of(plain, exact.logits)
     torch.testing.assert_close(gradient.double(), expected, rtol=tolerance, atol=tolerance)
-
-
-@pytest.fixture
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of 5 pixels, the last one shorter."""
-
-    def pieces(logits: Tensor, num_buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        for start in range(0, logits.shape[2], 5):
-            pixels = slice(start, min(start + 5, logits.shape[2]))
-            work = torch.full_like(logits[..., pixels], torch.nan, dtype=dtype)
-            yield pixels, [work.clone() for _ in range(num_buffers)]
-
-    monkeypatch.setattr(fused, "pixel_chunks", pieces)
 
 
 @settings(deadline=None, max_examples=60)

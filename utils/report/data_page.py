@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from utils.files import write_atomic
 from utils.images import Colour, UInt8Array
+from utils.report.page import fill_template
 from utils.report.pictures import IGNORED_COLOUR
 from utils.report.run_files import to_hex
 
@@ -45,16 +45,10 @@ def write_data_page(
     messages: lines below their headings. rows: `step`, `name`, `train_images`, `train`, `val_images`, `val` of every
     class (shares as texts), and whether it `is_rare`. colours: of every class, in learning order.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     table = np.full((256, 3), IGNORED_COLOUR, np.uint8)
     table[: len(colours)] = list(colours.values())
-    text = environment.get_template(TEMPLATE).render(
+    text = fill_template(
+        TEMPLATE,
         title=title,
         summary=summary,
         messages=messages,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+from jinja2 import UndefinedError
 from plotly.offline import get_plotlyjs
 
 from utils.files import write_atomic
@@ -25,6 +25,7 @@ from utils.metrics import (
     worst_confusions,
 )
 from utils.report.figures import draw_classes, draw_curves, draw_flow, draw_miou
+from utils.report.page import fill_template
 from utils.report.pictures import IGNORED_COLOUR, Panel, read_panels
 from utils.report.plots import iou_matrix, run_title
 from utils.report.reading import (
@@ -83,14 +84,8 @@ def render(run_dir: Path, results: Mapping[str, Any]) -> str:
     # What is not evaluated (255) is no class.
     legend = [(c, names[c], task.colours[c]) for c in shown_ids if c < len(names)]
     legend += [(c, "not evaluated", to_hex(IGNORED_COLOUR)) for c in shown_ids if c == 255]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(
+    return fill_template(
+        TEMPLATE,
         name=run_dir.resolve().name,
         title=run_title(results),
         results=results,

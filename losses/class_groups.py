@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from losses.reduction import pixel_chunks
+from losses.pieces import Geometry, Logits, arguments, open_logits, pixel_chunks
 
 
 class ClassGroups(NamedTuple):
@@ -37,11 +37,11 @@ class ClassGroups(NamedTuple):
 @torch.compiler.disable  # a compiler would unroll the loop over pieces
 def class_groups(
     scores: str,
-    logits: Tensor,
+    logits: Logits,
     labels: Tensor,
     num_old: int,
     ignore_index: int,
-    old_logits: Tensor | None = None,
+    old_logits: Logits | None = None,
 ) -> ClassGroups:
     """Return the maps of logits that are read as `scores`: 'softmax' or 'sigmoid'. They can be differentiated once.
 
@@ -49,10 +49,9 @@ def class_groups(
     old_logits: (B,K_old,H,W), gets no gradient. Without it, the last two maps are 0, and of sigmoids also that of the
     old classes.
     """
-    old_logits = None if old_logits is None else old_logits.detach().flatten(2)
     maps, old_background = _ClassGroups.apply(
-        logits.flatten(2),
-        old_logits,
+        *arguments(logits),
+        *arguments(old_logits),
         labels.flatten(1)[:, None],
         max(num_old, 1),
         ignore_index,
@@ -62,25 +61,31 @@ def class_groups(
 
 
 class _ClassGroups(torch.autograd.Function):
-    """`class_groups` on (B,K,P) logits and (B,1,P) labels: maps (5,B,1,P), and the old background (B,1,P)."""
+    """`class_groups` on logits as `losses.pieces` passes them and (B,1,P) labels.
+
+    Returns the maps (5,B,1,P) and the old background (B,1,P).
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
-        logits: Tensor,
-        old_logits: Tensor | None,
+        tensor: Tensor,
+        geometry: Geometry | None,
+        old_tensor: Tensor | None,
+        old_geometry: Geometry | None,
         labels: Tensor,
         first_new: int,
         ignore_index: int,
         is_softmax: bool,
     ) -> tuple[Tensor, Tensor]:
-        shape, dtype = labels.shape, torch.promote_types(logits.dtype, torch.float32)
-        maps = logits.new_zeros(5, *shape, dtype=dtype)
+        logits, old_logits = open_logits(tensor, geometry), open_logits(old_tensor, old_geometry)
+        shape, dtype = labels.shape, logits.dtype
+        maps = tensor.new_zeros(5, *shape, dtype=dtype)
         # Of a softmax: the largest logit; that of the old model, and its Σ exp(z − largest).
-        peaks, old_peaks, old_masses, old_background = logits.new_zeros(4, *shape, dtype=dtype)
+        peaks, old_peaks, old_masses, old_background = tensor.new_zeros(4, *shape, dtype=dtype)
         slices = slice(1, first_new), slice(first_new, logits.shape[1])
-        for pixels, (work, more) in pixel_chunks(logits, 2):
-            z, peak = logits[..., pixels], peaks[..., pixels]
+        for pixels, (work, more) in pixel_chunks(2, logits, old_logits):
+            z, peak = logits.read(pixels), peaks[..., pixels]
             background, *groups, given, agreement = maps[..., pixels].unbind()
             if is_softmax:
                 peak.copy_(z.amax(dim=1, keepdim=True))
@@ -94,7 +99,7 @@ class _ClassGroups(torch.autograd.Function):
                     torch.sum(F.softplus(z[:, channels].to(dtype)), dim=1, keepdim=True, out=group)
             if old_logits is not None:
                 old, old_peak, old_mass = (
-                    old_logits[..., pixels],
+                    old_logits.read(pixels),
                     old_peaks[..., pixels],
                     old_masses[..., pixels],
                 )
@@ -108,23 +113,22 @@ class _ClassGroups(torch.autograd.Function):
                 torch.div(odds[:, :1], old_mass, out=old_background[..., pixels])
                 beyond = torch.sub(z[:, 1 : old.shape[1]], peak, out=more[:, 1 : old.shape[1]])
                 torch.sum(beyond.mul_(odds[:, 1:]), dim=1, keepdim=True, out=agreement).div_(old_mass)
-        ctx.options = first_new, ignore_index, is_softmax
-        ctx.save_for_backward(logits, old_logits, labels, maps[1:3], peaks, old_peaks, old_masses)
+        ctx.options = geometry, old_geometry, first_new, ignore_index, is_softmax
+        ctx.save_for_backward(tensor, old_tensor, labels, maps[1:3], peaks, old_peaks, old_masses)
         ctx.mark_non_differentiable(old_background)
         return maps, old_background
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradients: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        logits, old_logits, labels, sums, peaks, old_peaks, old_masses = ctx.saved_tensors
-        first_new, ignore_index, is_softmax = ctx.options
+        tensor, old_tensor, labels, sums, peaks, old_peaks, old_masses = ctx.saved_tensors
+        geometry, old_geometry, first_new, ignore_index, is_softmax = ctx.options
+        logits, old_logits = open_logits(tensor, geometry), open_logits(old_tensor, old_geometry)
         slices = slice(1, first_new), slice(first_new, logits.shape[1])
-        gradient = torch.empty_like(logits)
-        for pixels, (work,) in pixel_chunks(logits, 1):
-            z, peak = logits[..., pixels], peaks[..., pixels]
+        for pixels, (work,) in pixel_chunks(1, logits, old_logits):
+            z, peak = logits.read(pixels), peaks[..., pixels]
             background, *groups, given, agreement = gradients[..., pixels].unbind()
-            # Half precision needs a wider place to add up in.
-            piece = gradient[..., pixels] if gradient.dtype == work.dtype else torch.empty_like(work)
+            piece = logits.gradient_of(pixels)
             piece[:, :1] = background
             for group, total, channels in zip(groups, sums[..., pixels], slices, strict=True):
                 share = piece[:, channels]
@@ -135,7 +139,7 @@ class _ClassGroups(torch.autograd.Function):
                 else:
                     share.zero_()
             if old_logits is not None:
-                old = old_logits[..., pixels]
+                old = old_logits.read(pixels)
                 odds = work[:, : old.shape[1]]
                 if is_softmax:
                     torch.sub(old, old_peaks[..., pixels], out=odds).exp_()
@@ -144,9 +148,8 @@ class _ClassGroups(torch.autograd.Function):
                 piece[:, 1 : old.shape[1]].add_(odds.mul_(agreement / old_masses[..., pixels])[:, 1:])
             target, is_labelled = _select(labels[..., pixels], ignore_index)
             piece.scatter_add_(1, target, given * is_labelled)
-            if piece.dtype != gradient.dtype:
-                gradient[..., pixels] = piece
-        return gradient, None, None, None, None, None
+            logits.add(pixels, piece)
+        return logits.gradient(), *[None] * 7
 
 
 def _logsumexp(z: Tensor, peak: Tensor, work: Tensor, out: Tensor) -> None:

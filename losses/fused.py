@@ -15,17 +15,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from losses.class_groups import class_groups
-from losses.reduction import at_least_float32, pixel_chunks
+from losses.pieces import Geometry, LogitReader, Logits, arguments, open_logits, pixel_chunks
+from losses.reduction import at_least_float32
 
 
 @torch.compiler.disable  # a compiler would unroll the loop over pieces
 def softmax_terms(
-    logits: Tensor,
+    logits: Logits,
     *,
     targets: Tensor | None = None,
     weights: Tensor | None = None,
     ignore_index: int = 255,
-    old_logits: Tensor | None = None,
+    old_logits: Logits | None = None,
     heirs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sums over pixels of the cross-entropy and of the distillation of the old model's softmax.
@@ -38,14 +39,16 @@ def softmax_terms(
     old_logits: (B,K_old,H,W), K_old at most K; heirs: (B,H,W) int64, the class of which the old background's
     probability is expected. No gradient reaches them.
     """
-    old_logits = None if old_logits is None or old_logits.shape[1] == 0 else old_logits.detach().flatten(2)
+    has_old = old_logits is not None and old_logits.shape[1] > 0
     maps = [None if x is None else x.flatten(1)[:, None] for x in (targets, weights, heirs)]
-    cross_entropy, distillation = _SoftmaxTerms.apply(logits.flatten(2), old_logits, *maps, ignore_index)
+    cross_entropy, distillation = _SoftmaxTerms.apply(
+        *arguments(logits), *arguments(old_logits if has_old else None), *maps, ignore_index
+    )
     return cross_entropy, distillation
 
 
 class _SoftmaxTerms(torch.autograd.Function):
-    """`softmax_terms` on (B,K,P) logits and (B,1,P) maps.
+    """`softmax_terms` on logits as `losses.pieces` passes them and (B,1,P) maps.
 
     A softmax is kept as its peak m = max z and its mass s = Σ exp(z − m), (B,1,P) each: as in log-softmax, logits far
     from 0 lose no digits.
@@ -54,20 +57,23 @@ class _SoftmaxTerms(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        logits: Tensor,
-        old_logits: Tensor | None,
+        tensor: Tensor,
+        geometry: Geometry | None,
+        old_tensor: Tensor | None,
+        old_geometry: Geometry | None,
         targets: Tensor | None,
         weights: Tensor | None,
         heirs: Tensor | None,
         ignore_index: int,
     ) -> tuple[Tensor, Tensor]:
-        shape = logits.shape[0], 1, logits.shape[2]
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        peaks, masses, old_peaks, old_masses = logits.new_empty(4, *shape, dtype=dtype)
-        cross_entropies, distillations = logits.new_zeros(2, 1, dtype=dtype).unbind()
-        for pixels, (centred, work) in pixel_chunks(logits, 2):
+        logits, old_logits = open_logits(tensor, geometry), open_logits(old_tensor, old_geometry)
+        shape, dtype = (logits.shape[0], 1, logits.shape[2]), logits.dtype
+        peaks, masses, old_peaks, old_masses = tensor.new_empty(4, *shape, dtype=dtype)
+        cross_entropies, distillations = tensor.new_zeros(2, 1, dtype=dtype).unbind()
+        for pixels, (centred, work) in pixel_chunks(2, logits, old_logits):
             peak, mass = peaks[..., pixels], masses[..., pixels]
-            torch.sub(logits[..., pixels], _peak(logits, pixels, out=peak), out=centred)
+            z = logits.read(pixels)
+            torch.sub(z, _peak(z, out=peak), out=centred)
             torch.sum(torch.exp(centred, out=work), dim=1, keepdim=True, out=mass)
             log_mass = mass.log()
             if targets is not None:
@@ -76,15 +82,19 @@ class _SoftmaxTerms(torch.autograd.Function):
             if old_logits is not None:
                 assert heirs is not None
                 old = work[:, : old_logits.shape[1]]
-                old_peak, old_mass = old_peaks[..., pixels], old_masses[..., pixels]
-                torch.sub(old_logits[..., pixels], _peak(old_logits, pixels, out=old_peak), out=old).exp_()
+                old_z, old_peak, old_mass = (
+                    old_logits.read(pixels),
+                    old_peaks[..., pixels],
+                    old_masses[..., pixels],
+                )
+                torch.sub(old_z, _peak(old_z, out=old_peak), out=old).exp_()
                 torch.sum(old, dim=1, keepdim=True, out=old_mass)
                 expected = old[:, :1] * centred.gather(1, heirs[..., pixels])
                 expected += old[:, 1:].mul_(centred[:, 1 : old.shape[1]]).sum(dim=1, keepdim=True)
                 distillations += (log_mass - expected / old_mass).sum()
-        ctx.ignore_index = ignore_index
+        ctx.options = geometry, old_geometry, ignore_index
         ctx.save_for_backward(
-            logits, old_logits, targets, weights, heirs, peaks, masses, old_peaks, old_masses
+            tensor, old_tensor, targets, weights, heirs, peaks, masses, old_peaks, old_masses
         )
         return cross_entropies[0], distillations[0]
 
@@ -93,34 +103,33 @@ class _SoftmaxTerms(torch.autograd.Function):
     def backward(
         ctx: Any, cross_entropy_scale: Tensor, distillation_scale: Tensor
     ) -> tuple[Tensor | None, ...]:
-        logits, old_logits, targets, weights, heirs, peaks, masses, old_peaks, old_masses = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        for pixels, (work,) in pixel_chunks(logits, 1):
-            # Half precision needs a wider place to add up in.
-            piece = gradient[..., pixels] if gradient.dtype == work.dtype else torch.empty_like(work)
-            torch.sub(logits[..., pixels], peaks[..., pixels], out=piece).exp_()
+        tensor, old_tensor, targets, weights, heirs, peaks, masses, old_peaks, old_masses = ctx.saved_tensors
+        geometry, old_geometry, ignore_index = ctx.options
+        logits, old_logits = open_logits(tensor, geometry), open_logits(old_tensor, old_geometry)
+        for pixels, (work,) in pixel_chunks(1, logits, old_logits):
+            piece = logits.gradient_of(pixels)
+            torch.sub(logits.read(pixels), peaks[..., pixels], out=piece).exp_()
             total = 0 if old_logits is None else distillation_scale
             if targets is not None:
-                target, factor = _select(targets, weights, ctx.ignore_index, pixels, work.dtype)
+                target, factor = _select(targets, weights, ignore_index, pixels, work.dtype)
                 factor = factor.mul_(cross_entropy_scale)
                 total = total + factor
             piece.mul_(total / masses[..., pixels])
             if old_logits is not None:
                 old = work[:, : old_logits.shape[1]]
-                torch.sub(old_logits[..., pixels], old_peaks[..., pixels], out=old).exp_()
+                torch.sub(old_logits.read(pixels), old_peaks[..., pixels], out=old).exp_()
                 old.mul_(-distillation_scale / old_masses[..., pixels])
                 piece[:, 1 : old.shape[1]].add_(old[:, 1:])
                 piece.scatter_add_(1, heirs[..., pixels], old[:, :1])
             if targets is not None:
                 piece.scatter_add_(1, target, factor.neg_())
-            if piece.dtype != gradient.dtype:
-                gradient[..., pixels] = piece
-        return gradient, None, None, None, None, None
+            logits.add(pixels, piece)
+        return logits.gradient(), *[None] * 7
 
 
-def _peak(logits: Tensor, pixels: slice, out: Tensor) -> Tensor:
+def _peak(z: Tensor, out: Tensor) -> Tensor:
     """The largest logit (B,1,n) of every pixel, written to `out`."""
-    return out.copy_(logits[..., pixels].amax(dim=1, keepdim=True))
+    return out.copy_(z.amax(dim=1, keepdim=True))
 
 
 def _select(
@@ -134,7 +143,7 @@ def _select(
 
 
 def unbiased_terms(
-    logits: Tensor, old_logits: Tensor, labels: Tensor, ignore_index: int
+    logits: Logits, old_logits: Logits, labels: Tensor, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     """Return the sums of `losses.unbiased`: of its cross-entropy, and of its distillation.
 
@@ -152,13 +161,13 @@ def unbiased_terms(
 
 
 def binary_terms(
-    logits: Tensor,
+    logits: Logits,
     labels: Tensor,
     ignore_index: int,
     weights: Tensor | None = None,
     first_class: int = 0,
     positive_weight: float = 1.0,
-    old_logits: Tensor | None = None,
+    old_logits: Logits | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sums of `losses.binary_cross_entropy` and of `losses.binary_distillation`, 0 without `old_logits`.
 
@@ -177,7 +186,7 @@ def binary_terms(
 
 
 def logit_terms(
-    logits: Tensor, old_logits: Tensor, labels: Tensor, ignore_index: int
+    logits: Logits, old_logits: Logits, labels: Tensor, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     """Return the sums of the cross-entropy over labelled pixels and of `losses.logit_distillation`.
 
@@ -193,18 +202,18 @@ def logit_terms(
 
 @torch.compiler.disable  # a compiler would unroll the loop over pieces
 def select_pseudo_labels_in_pieces(
-    labels: Tensor, old_logits: Tensor, threshold: float, ignore_index: int, ignore_unsure: bool = True
+    labels: Tensor, old_logits: Logits, threshold: float, ignore_index: int, ignore_unsure: bool = True
 ) -> Tensor:
     """Return what `losses.pseudo_label.select_pseudo_labels` returns, without a tensor of the logits' size.
 
     labels: (B,H,W) int64; old_logits: (B,K_old,H,W) floating point. Returns (B,H,W) int64 without gradient.
     """
-    pseudo_labels, logits = labels.flatten(1).clone(), old_logits.detach().flatten(2)
+    pseudo_labels, logits = labels.flatten(1).clone(), open_logits(*arguments(old_logits.detach()))
     rank = _rank(logits)
-    for pixels, (odds,) in pixel_chunks(logits, 1):
+    for pixels, (odds,) in pixel_chunks(1, logits):
         # The old model's probabilities, but for their common divisor.
-        peak = at_least_float32(logits[..., pixels].amax(dim=1, keepdim=True))
-        torch.sub(logits[..., pixels], peak, out=odds).exp_()
+        z = logits.read(pixels)
+        torch.sub(z, at_least_float32(z.amax(dim=1, keepdim=True)), out=odds).exp_()
         background, foreground = odds[:, 0].clone(), odds[:, 1:].sum(dim=1)
         is_sure = 1 / (background + foreground) >= threshold
         old_class = _first_largest(odds.eq_(1), rank)  # the likeliest class has odds of exactly 1
@@ -220,16 +229,17 @@ def select_pseudo_labels_in_pieces(
 
 @torch.compiler.disable  # a compiler would unroll the loop over pieces
 def entropy_pseudo_labels_in_pieces(
-    labels: Tensor, old_logits: Tensor, thresholds: Tensor, ignore_index: int
+    labels: Tensor, old_logits: Logits, thresholds: Tensor, ignore_index: int
 ) -> Tensor:
     """Return what `losses.entropy_pseudo_label.entropy_pseudo_labels` returns, without a tensor of the logits' size.
 
     labels: (B,H,W) int64; old_logits: (B,K_old,H,W); thresholds: (K_old,). Returns (B,H,W) int64 without gradient.
     """
-    pseudo_labels, logits = labels.flatten(1).clone(), old_logits.detach().flatten(2)
+    pseudo_labels, logits = labels.flatten(1).clone(), open_logits(*arguments(old_logits.detach()))
     rank = _rank(logits)
-    for pixels, (centred, odds) in pixel_chunks(logits, 2):
-        torch.sub(logits[..., pixels], logits[..., pixels].amax(dim=1, keepdim=True), out=centred)
+    for pixels, (centred, odds) in pixel_chunks(2, logits):
+        z = logits.read(pixels)
+        torch.sub(z, z.amax(dim=1, keepdim=True), out=centred)
         mass = torch.exp(centred, out=odds).sum(dim=1)
         entropy = mass.log() - odds.mul_(centred).sum(dim=1) / mass
         old_class = _first_largest(centred.eq_(0), rank)
@@ -243,7 +253,7 @@ def entropy_pseudo_labels_in_pieces(
 
 @torch.compiler.disable  # a compiler would unroll the loop over pieces
 def sigmoid_pseudo_labels_in_pieces(
-    labels: Tensor, old_logits: Tensor, threshold: float, num_old: int | None = None
+    labels: Tensor, old_logits: Logits, threshold: float, num_old: int | None = None
 ) -> Tensor:
     """Return what `losses.binary_cross_entropy.sigmoid_pseudo_labels` returns, without a tensor of the logits' size.
 
@@ -251,12 +261,13 @@ def sigmoid_pseudo_labels_in_pieces(
     Returns (B,H,W) int64 without gradient.
     """
     num_old = old_logits.shape[1] if num_old is None else num_old
-    pseudo_labels, logits = labels.flatten(1).clone(), old_logits.detach().flatten(2)
+    pseudo_labels, logits = labels.flatten(1).clone(), open_logits(*arguments(old_logits.detach()))
     rank = _rank(logits)
-    for pixels, (is_largest,) in pixel_chunks(logits, 1):
+    for pixels, (is_largest,) in pixel_chunks(1, logits):
         # Sigmoids, whose largest is that of the largest logit, take several times as long.
-        largest = logits[..., pixels].amax(dim=1, keepdim=True)
-        torch.eq(logits[..., pixels], largest, out=is_largest)
+        z = logits.read(pixels)
+        largest = z.amax(dim=1, keepdim=True)
+        torch.eq(z, largest, out=is_largest)
         old_class = _first_largest(is_largest, rank)
         given, score = pseudo_labels[:, pixels], at_least_float32(largest[:, 0]).sigmoid()
         is_taken = (given == 0) & (old_class != 0) & (old_class < num_old) & (score >= threshold)
@@ -264,7 +275,7 @@ def sigmoid_pseudo_labels_in_pieces(
     return pseudo_labels.view(labels.shape)
 
 
-def _rank(logits: Tensor) -> Tensor:
+def _rank(logits: LogitReader) -> Tensor:
     """Numbers (K,1) that decrease, so that the largest of equals is the first class; exact in floating point."""
     return torch.arange(logits.shape[1], 0, -1, device=logits.device, dtype=torch.float32)[:, None]
 

@@ -13,9 +13,10 @@ from losses.background_adaptation import (
     group_distillation,
     training_logits,
 )
-from losses.binary_cross_entropy import binary_cross_entropy, sigmoid_pseudo_labels
+from losses.fused import binary_terms, sigmoid_pseudo_labels_in_pieces
 from methods.base import IGNORE_INDEX, Output, SigmoidMethod, Targets, Term
 from utils.config.section import NamedSection
+from utils.upsampling import upsampled_like
 
 
 class BARM(SigmoidMethod):
@@ -55,7 +56,7 @@ class BARM(SigmoidMethod):
 
     def targets(self, labels: Tensor, old: Output) -> Targets:
         """Return pseudo-labels where an old class is sure, and the cells of new classes and of background."""
-        pseudo_labels = sigmoid_pseudo_labels(labels, old.logits, self.options.threshold)
+        pseudo_labels = sigmoid_pseudo_labels_in_pieces(labels, old.pixel_logits, self.options.threshold)
         # Floating point because interpolate has no integer kernel; class ids are exact in it.
         cells = F.interpolate(labels[:, None].float(), old.features.shape[2:], mode="nearest")[:, 0]
         is_background = cells == 0
@@ -70,9 +71,8 @@ class BARM(SigmoidMethod):
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
         """Return the five terms."""
         options, own, outputs = self.options, targets.own, output.head_outputs
-        assert self.model is not None
-        logits = self.model.to_image_size(training_logits(outputs), targets.labels.shape[1:])
-        cross_entropy, _ = binary_cross_entropy(logits, targets.pseudo_labels, IGNORE_INDEX)
+        logits = upsampled_like(training_logits(outputs), output.pixel_logits)
+        cross_entropy, _ = binary_terms(logits, targets.pseudo_labels, IGNORE_INDEX)
         residual = outputs[-1][:, 0]
         lowered, _ = adaptation_cross_entropy(residual, own["is_new"])
         held, _ = adaptation_triplet(residual, own["is_background"])

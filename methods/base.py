@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from losses.feature_distillation import embedding_distillation
 from losses.fused import binary_terms, softmax_terms
+from losses.pieces import Logits
 from losses.reduction import mean_or_zero
 from models import MODELS, SegmentationModel
 from models.base import Stages
@@ -21,10 +22,16 @@ SALIENT = 254
 
 
 class Output(Protocol):
-    """What a model says of a batch, as `models.SegOutput` describes it, with the logits at image size."""
+    """What a model says of a batch, as `models.SegOutput` describes it, with the logits at image size.
+
+    In training, `logits` are computed when asked for, `pixel_logits` piece by piece where a loss reads them
+    (`losses.pieces`).
+    """
 
     @property
     def logits(self) -> Tensor: ...
+    @property
+    def pixel_logits(self) -> Logits: ...
     @property
     def grid_logits(self) -> Tensor: ...
     @property
@@ -227,7 +234,7 @@ class Method:
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
         """Return the terms of the loss by name, for a batch of which `targets` has asked; old: as there."""
         weights = targets.own.get("weights")
-        return {"cross_entropy": self.cross_entropy(output.logits, targets.pseudo_labels, weights)}
+        return {"cross_entropy": self.cross_entropy(output.pixel_logits, targets.pseudo_labels, weights)}
 
     def end_step(self, model: SegmentationModel, old_model: SegmentationModel | None) -> None:
         """Change the trained weights before they are saved, or note in `state` what later steps need.
@@ -259,7 +266,7 @@ class Method:
 
     def cross_entropy(
         self,
-        logits: Tensor,
+        logits: Logits,
         labels: Tensor,
         weights: Tensor | None = None,
         over: str = "labelled",

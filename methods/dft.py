@@ -4,12 +4,14 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
+from losses.pieces import Logits
 from losses.reduction import at_least_float32
 from methods.base import Method, Output, Targets, Term, refuse_without_rows
 from models import SegmentationModel
 from utils.config.section import NamedSection
+from utils.upsampling import upsampled_like
 
 
 class DFTBase(Method):
@@ -45,14 +47,13 @@ class DFTBase(Method):
         weights = targets.own.get("weights")
         return {"cross_entropy": self.cross_entropy(self.logits(output), targets.pseudo_labels, weights)}
 
-    def logits(self, output: Output) -> Tensor:
+    def logits(self, output: Output) -> Logits:
         """Return the logits of all classes at image size, those to come last."""
         if "future" not in self.modules:
-            return output.logits
-        assert self.model is not None
+            return output.pixel_logits
         future = self.modules["future"](at_least_float32(output.features))
-        future = self.model.to_image_size(future, output.logits.shape[2:])
-        return torch.cat([output.logits, future.to(output.logits.dtype)], dim=1)
+        grid_logits = torch.cat([output.grid_logits, future.to(output.grid_logits.dtype)], dim=1)
+        return upsampled_like(grid_logits, output.pixel_logits)
 
 
 DFTBase.base_step = DFTBase

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from losses.decomposed_distillation import decomposed_distillation
 from losses.fused import binary_terms
+from losses.pieces import Logits
 from losses.reduction import at_least_float32
 from methods.base import (
     IGNORE_INDEX,
@@ -21,8 +22,8 @@ from methods.base import (
 )
 from models import SegmentationModel
 from models.classifier import copy_first_row
-from models.output import upsample
 from utils.config.section import NamedSection
+from utils.upsampling import upsampled_like
 
 
 class DKDBase(SigmoidMethod):
@@ -72,11 +73,11 @@ class DKDBase(SigmoidMethod):
 
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
         """Return the cross-entropy of the step's classes and what trains the auxiliary classifier."""
-        cross_entropy, _ = self.pixel_terms(output.logits, None, targets)
+        cross_entropy, _ = self.pixel_terms(output.pixel_logits, None, targets)
         return {"cross_entropy": Term(cross_entropy, "labelled"), "auxiliary": self.auxiliary_term(output)}
 
     def pixel_terms(
-        self, logits: Tensor, old_logits: Tensor | None, targets: Targets
+        self, logits: Logits, old_logits: Logits | None, targets: Targets
     ) -> tuple[Tensor, Tensor]:
         """Return the sums of the cross-entropy of the step's classes and of the old ones' distillation, if any."""
         return binary_terms(
@@ -91,7 +92,7 @@ class DKDBase(SigmoidMethod):
     def auxiliary_term(self, output: Output) -> Term:
         """Return −log(1 − σ(z)) of the auxiliary classifier's score z at image size, summed over pixels."""
         logits = self.modules["auxiliary"](at_least_float32(output.features.detach()))
-        total = F.softplus(upsample(logits, output.logits.shape[2:])).sum()
+        total = F.softplus(upsampled_like(logits, output.pixel_logits).whole()).sum()
         return Term(total, "pixels", weight=self.options.auxiliary_weight)
 
 
@@ -133,7 +134,7 @@ class DKD(DKDBase):
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
         """Return all four terms; no pixel so far shows a class to come, and that goes on being learned."""
         options = self.options
-        cross_entropy, distillation = self.pixel_terms(output.logits, old.logits, targets)
+        cross_entropy, distillation = self.pixel_terms(output.pixel_logits, old.pixel_logits, targets)
         decomposed, count = decomposed_distillation(
             output.features, output.class_tokens, old.features, old.class_tokens
         )

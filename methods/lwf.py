@@ -31,7 +31,7 @@ class LwF(Method):
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
         """Return cross-entropy and output distillation."""
         cross_entropy, distillation = logit_terms(
-            output.logits, old.logits, targets.pseudo_labels, IGNORE_INDEX
+            output.pixel_logits, old.pixel_logits, targets.pseudo_labels, IGNORE_INDEX
         )
         return {
             "cross_entropy": Term(cross_entropy, "pixels"),

@@ -17,6 +17,7 @@ from methods.pre_tuning import PreTuned
 from methods.prototype_replay import draw_replay, measure_classes, plan_replay
 from models import MODELS, SegmentationModel
 from models.base import Start
+from utils.upsampling import whole
 
 
 class MBS(PreTuned):
@@ -91,7 +92,7 @@ class MBS(PreTuned):
         options, pseudo_labels = self.options, labels
         if options.pseudo_labels:
             pseudo_labels = select_pseudo_labels_in_pieces(
-                labels, old.logits, options.threshold, IGNORE_INDEX, options.selective
+                labels, old.pixel_logits, options.threshold, IGNORE_INDEX, options.selective
             )
         if not options.feature_distillation:
             return self.make_targets(labels, pseudo_labels)
@@ -143,11 +144,11 @@ class MBS(PreTuned):
 
     def _pixel_terms(self, output: Output, old: Output, targets: Targets) -> tuple[Term, Term]:
         """Return cross-entropy and output distillation, which share the softmax where they can."""
-        options, labels, logits = self.options, targets.labels, output.logits
+        options, labels, logits = self.options, targets.labels, output.pixel_logits
         guided = {}
         if options.output_distillation and options.label_guided:
             heirs = background_heirs(labels, self.num_old, IGNORE_INDEX)
-            guided = {"old_logits": old.logits, "heirs": heirs}
+            guided = {"old_logits": old.pixel_logits, "heirs": heirs}
         weights = targets.own.get("weights")
         if options.pseudo_label_weight != 1:
             lowered = torch.where(targets.pseudo_labels == labels, 1.0, options.pseudo_label_weight)
@@ -157,7 +158,7 @@ class MBS(PreTuned):
         )
         channels = logits.shape[1]
         if options.output_distillation and not options.label_guided:
-            distillation, _ = logit_distillation(logits, old.logits)
+            distillation, _ = logit_distillation(whole(logits), old.logits)
             channels = self.num_old
         return (
             Term(cross_entropy, "labelled"),

@@ -30,7 +30,9 @@ class MiB(PreTuned):
 
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
         """Return unbiased cross-entropy (eq. 4 and 5) and unbiased distillation (eq. 8 and 9)."""
-        cross_entropy, distillation = unbiased_terms(output.logits, old.logits, targets.labels, IGNORE_INDEX)
+        cross_entropy, distillation = unbiased_terms(
+            output.pixel_logits, old.pixel_logits, targets.labels, IGNORE_INDEX
+        )
         return {
             "cross_entropy": Term(cross_entropy, "pixels"),
             "output_distillation": Term(distillation, "pixels", self.num_old, self.options.output_weight),

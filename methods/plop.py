@@ -75,17 +75,20 @@ class PLOP(PreTuned):
     def targets(self, labels: torch.Tensor, old: Output) -> Targets:
         """Return pseudo-labels where the old model is sure (eq. 7), and the factors of the images."""
         thresholds = self.state["thresholds"]
-        pseudo_labels = entropy_pseudo_labels_in_pieces(labels, old.logits, thresholds, IGNORE_INDEX)
+        pseudo_labels = entropy_pseudo_labels_in_pieces(labels, old.pixel_logits, thresholds, IGNORE_INDEX)
         if not self.options.adaptive_factor:
             return self.make_targets(labels, pseudo_labels)
-        factors = adaptive_factor(labels, pseudo_labels, IGNORE_INDEX).to(at_least_float32(old.logits).dtype)
+        dtype = at_least_float32(old.grid_logits).dtype
+        factors = adaptive_factor(labels, pseudo_labels, IGNORE_INDEX).to(dtype)
         return self.make_targets(labels, pseudo_labels, weights=factors[:, None, None].expand(labels.shape))
 
     def terms(self, output: Output, old: Output, targets: Targets) -> dict[str, Term]:
         """Return cross-entropy, as in the released code a mean over all pixels, and Local POD."""
         weights = targets.own.get("weights")
         return {
-            "cross_entropy": self.cross_entropy(output.logits, targets.pseudo_labels, weights, "pixels"),
+            "cross_entropy": self.cross_entropy(
+                output.pixel_logits, targets.pseudo_labels, weights, "pixels"
+            ),
             "local_pod": Term(self._local_pod(output, old), "images"),
         }
 

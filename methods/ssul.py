@@ -8,10 +8,11 @@ from pydantic import Field
 from torch import Tensor
 
 from losses.fused import sigmoid_pseudo_labels_in_pieces
+from losses.pieces import Logits
 from methods.base import SALIENT, Looks, Output, SigmoidMethod, Targets, Term
 from models import SegmentationModel
-from models.output import upsample
 from utils.config.section import NamedSection
+from utils.upsampling import upsampled_like
 
 
 class SSULBase(SigmoidMethod):
@@ -117,8 +118,8 @@ class SSUL(SSULBase):
         return self.make_targets(known, torch.where(found == known, self.with_unknown(labels), found))
 
 
-def all_logits(output: Output) -> Tensor:
+def all_logits(output: Output) -> Logits:
     """Return the logits (B,K,H,W) of all sigmoids, or (B,K+1,H,W) with that of the unknown class last."""
-    if output.grid_logits.shape[1] == output.logits.shape[1]:
-        return output.logits
-    return upsample(output.grid_logits, output.logits.shape[2:])
+    if output.grid_logits.shape[1] == output.pixel_logits.shape[1]:
+        return output.pixel_logits
+    return upsampled_like(output.grid_logits, output.pixel_logits)

@@ -7,13 +7,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from losses.binary_cross_entropy import binary_cross_entropy, soft_binary_cross_entropy
+from losses.binary_cross_entropy import soft_binary_cross_entropy
 from losses.feature_distillation import feature_distillation
+from losses.fused import binary_terms
 from losses.prototypes import discrimination, labels_on_grid, shares_on_grid
 from losses.reduction import at_least_float32
 from methods.base import IGNORE_INDEX, Looks, Output, SigmoidMethod, Targets, Term
 from methods.prototype_replay import draw_replay, measure_classes, plan_replay
 from models import MODELS, SegmentationModel
+from utils.upsampling import channels, whole
 
 
 class STARBase(SigmoidMethod):
@@ -105,9 +107,9 @@ class STAR(STARBase):
         features, classes = self.drawn
         counts, ratio = targets.counts, self.state["background_ratio"]
         num_cells = counts["cells"]
-        whole = num_cells + len(classes) + ratio * counts["background_cells"]
-        pixels, _ = binary_cross_entropy(
-            output.logits,
+        num_shown = num_cells + len(classes) + ratio * counts["background_cells"]
+        pixels, _ = binary_terms(
+            output.pixel_logits,
             targets.labels,
             IGNORE_INDEX,
             first_class=self.num_old,
@@ -118,15 +120,16 @@ class STAR(STARBase):
         negatives = F.softplus(at_least_float32(output.grid_logits[:, self.num_old :])).sum(dim=1)
         background = negatives.masked_fill(~targets.own["is_background"], 0).sum()
         return {
-            "cross_entropy": Term(pixels, "labelled", weight=num_cells / whole),
-            "replay": Term(replayed, "batches", weight=1 / whole),
-            "background": Term(background, "cells", weight=ratio * num_cells / whole),
+            "cross_entropy": Term(pixels, "labelled", weight=num_cells / num_shown),
+            "replay": Term(replayed, "batches", weight=1 / num_shown),
+            "background": Term(background, "cells", weight=ratio * num_cells / num_shown),
         }
 
     def background_term(self, output: Output, old: Output, targets: Targets) -> Term:
         """Return the distillation of the background's sigmoid, whose target is 0 where a new class is labelled."""
         labels = targets.labels
         is_new = (labels >= self.num_old) & (labels != IGNORE_INDEX)
-        expected = at_least_float32(old.logits[:, 0]).sigmoid().masked_fill(is_new, 0)
-        total = soft_binary_cross_entropy(output.logits[:, 0], expected).sum()
+        was, is_now = (whole(channels(x, slice(1)))[:, 0] for x in (old.pixel_logits, output.pixel_logits))
+        expected = at_least_float32(was).sigmoid().masked_fill(is_new, 0)
+        total = soft_binary_cross_entropy(is_now, expected).sum()
         return Term(total, "pixels", weight=self.options.background_weight)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD, pixel_statistics
 from models.closed_form import ClosedFormClassifier, join_maps
-from models.output import SegOutput, most_likely, upsample
+from models.output import SegOutput, most_likely, upsample, upsampled
 from utils.config.section import NamedSection
+from utils.upsampling import Upsampled
 
 Start = Literal["random", "background", "shared_background", "unknown"]
 """As what new classes start: anew, as copies of the background's classifier, as copies that share with it what the
@@ -106,6 +107,11 @@ class SegmentationModel(nn.Module):
                 logits = logits.index_select(dim, torch.arange(side, device=logits.device))
             return logits
         return logits[:, :, : size[0], : size[1]]
+
+    def upsampled(self, grid_logits: Tensor, size: torch.Size) -> Tensor | Upsampled:
+        """Return `to_image_size`, computed where it is read if what the model does there can be."""
+        pixels = upsampled(grid_logits, size if self.cell == 1 else self._padded(grid_logits))
+        return pixels._replace(size=(size[0], size[1]))
 
     def most_likely(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
         """Return the largest class (B,H,W) of `to_image_size`, without all logits at that size."""

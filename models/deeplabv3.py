@@ -14,6 +14,7 @@ from models.closed_form import pool_to_grid
 from models.compensation import compensate_bottlenecks, compensate_sequence
 from models.output import SegOutput
 from models.residual_background import ResidualBackground, join_outputs
+from utils.upsampling import Upsampled
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:
@@ -156,6 +157,14 @@ class DeepLabV3(SegmentationModel):
     def to_image_size(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
         logits = super().to_image_size(grid_logits, size)
         return join_unknown(logits) if self.has_unknown else logits
+
+    def upsampled(self, grid_logits: Tensor, size: torch.Size) -> Tensor | Upsampled:
+        # Two joined scores are not an upsampled one.
+        return (
+            self.to_image_size(grid_logits, size)
+            if self.has_unknown
+            else super().upsampled(grid_logits, size)
+        )
 
     def most_likely(self, grid_logits: Tensor, size: torch.Size) -> Tensor:
         if self.has_unknown:

@@ -13,8 +13,8 @@ ROOMS = {
     "tools": {"trainer", "methods", "losses", "models", "datasets", "utils"},
     "trainer": {"methods", "losses", "models", "datasets", "utils"},
     "methods": {"losses", "models", "utils"},
-    "losses": set[str](),
-    "models": {"utils.config.section"},
+    "losses": {"utils.upsampling"},
+    "models": {"utils.config.section", "utils.upsampling"},
     "datasets": {"utils"},
     "utils": set[str](),
 }

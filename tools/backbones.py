@@ -95,7 +95,7 @@ def try_backbone(model_name: str, backbone: str) -> tuple[str, str]:
     model = build_model(MODELS[model_name].Options.model_validate(options), [3], image_size=64)
     train_once(model)
     with torch.inference_mode():
-        logits = model.eval()(torch.zeros(1, 3, 75, 51)).at_image_size()
+        logits = model.eval()(torch.zeros(1, 3, 75, 51)).logits
     if logits.shape != (1, 3, 75, 51) or not logits.isfinite().all():
         raise ValueError(
             f"an image of 75 x 51 pixels has logits of shape {tuple(logits.shape)}, or not finite ones"
@@ -111,7 +111,7 @@ def train_once(model: SegmentationModel) -> None:
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 3, (2, 64, 96), generator=generator)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    loss = F.cross_entropy(model.train()(images).at_image_size(), labels)
+    loss = F.cross_entropy(model.train()(images).logits, labels)
     loss.backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     if without:

@@ -127,7 +127,7 @@ def _score_view(
     scores = (
         score_windows(model, images, config)
         if config.evaluate.mode == "sliding"
-        else _forward(model, images, config).at_image_size()
+        else _forward(model, images, config).logits
     )
     scores = scores.flip(3) if flipped else scores
     return scores if scores.shape[2:] == size else upsample(scores, size)
@@ -147,7 +147,7 @@ def score_windows(model: SegmentationModel, images: Tensor, config: Config) -> T
     total: Tensor | None = None
     while places := list(itertools.islice(windows, config.evaluate.batch_size)):
         batch = torch.stack([images[i, :, y : y + crop, x : x + crop] for i, y, x in places])
-        scores = _forward(model, batch, config).at_image_size().log_softmax(dim=1)
+        scores = _forward(model, batch, config).logits.log_softmax(dim=1)
         if total is None:
             shape = (len(images), scores.shape[1], *images.shape[2:])
             total = scores.new_full(shape, -torch.inf)

@@ -55,15 +55,14 @@ def backward(
         old = look(learner, images, amp)
         asked = method.targets(labels, cast(Output, old))
         targets.append(asked if rare is None else rare.ask(asked))
-        # Full-size logits of all micro-batches would take the memory that accumulation saves.
-        old_outputs.append(old if old is None or len(batches) == 1 else old._replace(logits=None))
+        old_outputs.append(old)
     counts = add_up(targets, worker)
     totals: dict[str, Tensor] = {}
     for index, (images, _) in enumerate(batches):
         with gradients_travel(wrapped, with_last=index == len(batches) - 1):
             with autocast(amp, worker.device):
-                output = wrapped(images, with_stages=method.needs_stages)
-            old = complete(learner, old_outputs[index], images.shape[2:])
+                output = wrapped(images, with_stages=method.needs_stages, full_size=False)
+            output, old = at_image_size(learner.model, output, images), old_outputs[index]
             asked = replace(targets[index], counts=counts)
             terms_of_batch = method.terms(cast(Output, output), cast(Output, old), asked)
             if rare is not None:
@@ -83,16 +82,13 @@ def look(learner: Learner, images: Tensor, amp: str) -> SegOutput | None:
     if learner.old_model is None:
         return None
     with autocast(amp, images.device):
-        output: SegOutput = learner.old_model(images, with_stages=learner.method.needs_stages)
-    return output
+        old = learner.old_model(images, with_stages=learner.method.needs_stages, full_size=False)
+    return at_image_size(learner.old_model, old, images)
 
 
-def complete(learner: Learner, old: SegOutput | None, size: torch.Size) -> SegOutput | None:
-    """Return an old output with its logits at image size, which accumulation leaves out in between."""
-    if old is None or old.logits is not None:
-        return old
-    assert learner.old_model is not None
-    return old._replace(logits=learner.old_model.to_image_size(old.grid_logits, size))
+def at_image_size(model: SegmentationModel, output: SegOutput, images: Tensor) -> SegOutput:
+    """Return an output of the grid with logits at image size, which are computed where a loss reads them."""
+    return output._replace(pixel_logits=model.upsampled(output.grid_logits, images.shape[2:]))
 
 
 def add_up(targets: list[Targets], worker: Worker) -> dict[str, Tensor]:

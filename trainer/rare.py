@@ -11,10 +11,12 @@ from losses.binary_cross_entropy import binary_cross_entropy
 from losses.dice import count_shown, soft_dice
 from losses.focal import binary_focal, focal_cross_entropy
 from losses.fused import softmax_terms
+from losses.pieces import Logits
 from losses.reduction import at_least_float32
 from methods import Output, Targets, Term
 from methods.base import IGNORE_INDEX
 from utils.config.section import Section
+from utils.upsampling import whole
 
 Weight = Annotated[float, Field(gt=0, le=1e6)]
 
@@ -67,7 +69,7 @@ class RareTerms:
         """Return the terms that are switched on; with that of the weights, the cross-entropy is the weighted one."""
         config, labels, terms = self.config, targets.labels, dict[str, Term]()
         if config.class_weights != "none":
-            terms["class_weights"] = Term(self._excess(output.logits, labels), "labelled")
+            terms["class_weights"] = Term(self._excess(output.pixel_logits, labels), "labelled")
         if config.dice_weight:
             logits = at_least_float32(output.logits)
             probabilities = logits.sigmoid() if self.scores == "sigmoid" else logits.softmax(dim=1)
@@ -79,13 +81,13 @@ class RareTerms:
             terms["focal"] = Term(total, "labelled", weight=config.focal_weight)
         return terms
 
-    def _excess(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _excess(self, logits: Logits, labels: Tensor) -> Tensor:
         """Return what weights add to the cross-entropy of the classes' pixels, whose weight there is 1."""
         is_counted = (labels >= self.first_class) & (labels != IGNORE_INDEX)
         weights = self.weights[labels] - 1
         if self.scores == "sigmoid":
             weights = weights.masked_fill(~is_counted, 0)
-            return binary_cross_entropy(logits, labels, IGNORE_INDEX, weights, self.first_class)[0]
+            return binary_cross_entropy(whole(logits), labels, IGNORE_INDEX, weights, self.first_class)[0]
         counted = labels.masked_fill(~is_counted, IGNORE_INDEX)
         return softmax_terms(logits, targets=counted, weights=weights, ignore_index=IGNORE_INDEX)[0]
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from losses import fused, reduction
+from losses import fused
 from losses.fused import select_pseudo_labels_in_pieces
 from losses.output_distillation import background_heirs
+from losses.pieces import arguments, open_logits, pixel_chunks
 from tools.bench.measure import live_bytes
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -125,7 +126,7 @@ def test_pieces_are_put_together_again(dtype: torch.dtype) -> None:
 
 def test_an_image_of_several_real_pieces_is_cut_without_gap_or_overlap() -> None:
     logits = torch.zeros(2, 21, 300 * 300)
-    pieces = [piece for piece, _ in reduction.pixel_chunks(logits, 0)]
+    pieces = [piece for piece, _ in pixel_chunks(0, open_logits(logits, None))]
     assert len(pieces) > 2
     assert torch.cat([torch.arange(300 * 300)[piece] for piece in pieces]).equal(torch.arange(300 * 300))
     assert all(logits[..., piece].numel() <= 2**20 for piece in pieces)
@@ -134,7 +135,7 @@ def test_an_image_of_several_real_pieces_is_cut_without_gap_or_overlap() -> None
 
 def test_pseudo_labels_of_several_pieces_are_those_of_the_parts() -> None:
     batch = random_batch(num_old=21, size=(2, 200, 200), dtype=torch.float32)
-    assert len(list(reduction.pixel_chunks(batch.old_logits.flatten(2), 0))) > 1
+    assert len(list(pixel_chunks(0, open_logits(*arguments(batch.old_logits))))) > 1
     whole = select_pseudo_labels_in_pieces(batch.labels, batch.old_logits, 0.5, 255)
     rows = [
         select_pseudo_labels_in_pieces(labels, logits, 0.5, 255)

@@ -75,10 +75,10 @@ def test_the_base_step_of_every_method_is_cross_entropy_on_the_labels_as_given(n
     terms = terms_of(method, old=None)
     assert set(terms) - set(method.modules) == {"cross_entropy"}, "a part has a term of its name, if any"
     if method.scores == "softmax":
-        expected = F.cross_entropy(OUTPUT.at_image_size(), LABELS, ignore_index=255)
+        expected = F.cross_entropy(OUTPUT.logits, LABELS, ignore_index=255)
     else:
         # DKD has no classifier of the background.
-        z, shown = OUTPUT.at_image_size().detach(), F.one_hot(LABELS.clamp(max=4), 5).permute(0, 3, 1, 2)
+        z, shown = OUTPUT.logits.detach(), F.one_hot(LABELS.clamp(max=4), 5).permute(0, 3, 1, 2)
         first, weight = (1, torch.tensor(2.0)) if name == "dkd" else (0, None)
         loss = F.binary_cross_entropy_with_logits(z, shown.float(), pos_weight=weight, reduction="none")
         expected = loss[:, first:].sum(dim=1)[LABELS != 255].mean()
@@ -89,7 +89,7 @@ def test_a_batch_of_ignored_pixels_teaches_nothing() -> None:
     for kind in (Method, SigmoidMethod):
         (term,) = terms_of(make_method(kind), torch.full_like(LABELS, 255)).values()
         assert term.item() == 0
-        assert torch.autograd.grad(term, OUTPUT.at_image_size())[0].abs().sum() == 0
+        assert torch.autograd.grad(term, OUTPUT.logits)[0].abs().sum() == 0
 
 
 def test_methods_ignore_the_label_that_data_sets_mark_as_void() -> None:

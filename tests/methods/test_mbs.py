@@ -43,7 +43,7 @@ def make_mbs(**options: Any) -> MBS:
 
 def test_each_term_is_its_module_times_its_weight() -> None:
     terms = terms_of(make_mbs())
-    logits, old_logits = OUTPUT.at_image_size(), OLD.at_image_size()
+    logits, old_logits = OUTPUT.logits, OLD.logits
     pseudo_labels = SelectivePseudoLabel(0.5)(LABELS, old_logits)
     weights = reliability(pseudo_labels, OLD.grid_logits)
     features = AdaptiveFeatureDistillation()(OUTPUT.features, OLD.features, weights)
@@ -60,8 +60,8 @@ def test_each_term_is_its_module_times_its_weight() -> None:
 
 
 def test_the_gradient_of_the_sum_reaches_the_model_and_not_the_old_one() -> None:
-    leaves = OUTPUT.at_image_size(), OUTPUT.features, OUTPUT.class_tokens
-    old = OLD.at_image_size(), OLD.grid_logits, OLD.features, OLD.class_tokens
+    leaves = OUTPUT.logits, OUTPUT.features, OUTPUT.class_tokens
+    old = OLD.logits, OLD.grid_logits, OLD.features, OLD.class_tokens
     total = torch.stack(list(terms_of(make_mbs()).values())).sum()
     gradients = torch.autograd.grad(total, [*leaves, *old], allow_unused=True)
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients[:3])
@@ -109,7 +109,7 @@ def test_without_pseudo_labels_the_given_labels_steer_cross_entropy_and_features
     weights = reliability(LABELS, OLD.grid_logits)
     features = AdaptiveFeatureDistillation()(OUTPUT.features, OLD.features, weights)
     torch.testing.assert_close(terms["feature_distillation"], 0.7 * features)
-    expected = F.cross_entropy(OUTPUT.at_image_size(), LABELS, ignore_index=255)
+    expected = F.cross_entropy(OUTPUT.logits, LABELS, ignore_index=255)
     torch.testing.assert_close(terms["cross_entropy"], expected)
 
 
@@ -135,9 +135,9 @@ def test_output_distillation_that_is_not_label_guided_is_that_of_the_old_classes
 @pytest.mark.parametrize("weight", [0.25, 0.0])
 def test_the_pseudo_label_weight_counts_pseudo_labelled_pixels_less(weight: float) -> None:
     terms = terms_of(make_mbs(pseudo_label_weight=weight))
-    pseudo_labels = SelectivePseudoLabel(0.5)(LABELS, OLD.at_image_size())
+    pseudo_labels = SelectivePseudoLabel(0.5)(LABELS, OLD.logits)
     total, count, num_pseudo = 0.0, 0, 0
-    log_probabilities = OUTPUT.at_image_size().detach().double().log_softmax(dim=1)
+    log_probabilities = OUTPUT.logits.detach().double().log_softmax(dim=1)
     for b, row, column in torch.cartesian_prod(torch.arange(2), torch.arange(8), torch.arange(8)).tolist():
         target = int(pseudo_labels[b, row, column])
         if target == 255:
@@ -164,7 +164,7 @@ def test_a_batch_of_ignored_pixels_is_finite_and_has_no_cross_entropy_and_no_fea
     assert terms["cross_entropy"].item() == 0
     assert terms["feature_distillation"].item() == 0
     total = torch.stack(list(terms.values())).sum()
-    leaves = [OUTPUT.at_image_size(), OUTPUT.features, OUTPUT.class_tokens]
+    leaves = [OUTPUT.logits, OUTPUT.features, OUTPUT.class_tokens]
     gradients = torch.autograd.grad(total, leaves)
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert gradients[1].abs().sum() == 0
@@ -188,7 +188,7 @@ def test_terms_of_micro_batches_add_up_to_those_of_the_batch() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_outputs_give_finite_float32_terms(dtype: torch.dtype) -> None:
     def halve(output: SegOutput) -> SegOutput:
-        leaves = (output.at_image_size(), output.grid_logits, output.features, output.class_tokens)
+        leaves = (output.logits, output.grid_logits, output.features, output.class_tokens)
         logits, grid_logits, features, tokens = ((30 * x).to(dtype) for x in leaves)
         return SegOutput(logits, grid_logits, features, tokens, None)
 
@@ -223,11 +223,11 @@ def test_another_order_of_the_classes_gives_the_same_terms_and_the_permuted_grad
 
     def differentiate(output: SegOutput, old: SegOutput, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         terms = list(terms_of(method, labels, output, old).values())
-        wanted = [output.at_image_size(), output.features, output.class_tokens]
+        wanted = [output.logits, output.features, output.class_tokens]
         return terms, list(torch.autograd.grad(torch.stack(terms).sum(), wanted))
 
     def permute(output: SegOutput, order: Tensor) -> SegOutput:
-        leaf = {name: getattr(output, name)[:, order] for name in ("logits", "grid_logits")}
+        leaf = {name: getattr(output, name)[:, order] for name in ("pixel_logits", "grid_logits")}
         leaf |= {"class_tokens": output.class_tokens[order], "features": output.features}
         return output._replace(**{name: x.detach().requires_grad_() for name, x in leaf.items()})
 

@@ -89,7 +89,7 @@ def test_ilt_keeps_the_last_stage_or_the_features_by_their_mean_squared_differen
 
 
 def test_plop_scales_images_by_the_share_that_got_a_label_and_takes_the_mean_over_all_pixels() -> None:
-    pseudo_labels = entropy_pseudo_labels(LABELS, OLD.at_image_size(), THRESHOLDS, 255)
+    pseudo_labels = entropy_pseudo_labels(LABELS, OLD.logits, THRESHOLDS, 255)
     is_background = LABELS == 0
     kept = (is_background & (pseudo_labels != 255)).sum(dim=(1, 2)) / is_background.sum(dim=(1, 2))
     assert 0 < float(kept.min()) < float(kept.max()) < 1
@@ -139,7 +139,7 @@ def test_plop_measures_the_median_entropy_of_every_class_over_the_images_of_the_
     method = make_method(PLOP, thresholds="paper", threshold=0.2)
     model = DeepLabV3([3], DeepLabV3.Options(backbone="test_resnet", pretrained=False, channels=6))
     method.begin_step(model, cast(Looks, Looked()))
-    logits = OLD.at_image_size().detach()
+    logits = OLD.logits.detach()
     p = logits.double().softmax(dim=1)
     entropy, seen = -(p * p.log()).sum(dim=1) / math.log(3), logits.argmax(dim=1)
     for c in range(3):
@@ -150,7 +150,7 @@ def test_plop_measures_the_median_entropy_of_every_class_over_the_images_of_the_
 
 def test_ssul_asks_every_sigmoid_of_pseudo_labels_that_are_sure() -> None:
     method = make_method(SSUL, threshold=0.9)
-    scores = OLD.at_image_size().detach().sigmoid()
+    scores = OLD.logits.detach().sigmoid()
     expected = LABELS.clone()
     for b, y, x in (LABELS == 0).nonzero().tolist():
         best = int(scores[b, :, y, x].argmax())
@@ -188,7 +188,7 @@ def test_dkd_has_no_classifier_of_the_background() -> None:
     expected = torch.where(scores.max(dim=1).values > 0.5, scores.argmax(dim=1) + 1, 0)
     assert torch.equal(logits.argmax(dim=1), expected)
     loss = torch.stack(list(terms_of(method).values())).sum()
-    (gradient,) = torch.autograd.grad(loss, OUTPUT.at_image_size())
+    (gradient,) = torch.autograd.grad(loss, OUTPUT.logits)
     assert not gradient[:, 0].any(), "no term asks it, so that it stays zero"
 
 

@@ -71,7 +71,7 @@ def test_what_does_not_go_together_is_told(tmp_path: Path, more: tuple[str, ...]
 def test_the_unknown_class_follows_all_others_and_old_classes_that_are_sure_take_its_pixels() -> None:
     labels = LABELS.clone()
     labels[:, ::2] = torch.where(labels[:, ::2] == 0, SALIENT, labels[:, ::2])
-    raw = random_output(NUM_OLD + 1, 5).at_image_size().detach()
+    raw = random_output(NUM_OLD + 1, 5).logits.detach()
     old = random_output(NUM_OLD, 6)._replace(grid_logits=raw)
     method = make_method(SSUL, threshold=0.9)
     targets = method.targets(labels, cast(Output, old))

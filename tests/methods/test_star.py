@@ -87,13 +87,13 @@ def test_classification_is_a_weighted_mean_over_pixels_replayed_features_and_bac
     method = make_star(positive_weight=4.0)
     features, classes = draw_replay(dict(method.state))
     terms = terms_of(method)
-    z = OUTPUT.at_image_size().detach().double()[:, NUM_OLD:]
+    z = OUTPUT.logits.detach().double()[:, NUM_OLD:]
     is_class = torch.stack([torch.eq(LABELS, c) for c in (3, 4)], dim=1)
     per_pixel = torch.where(is_class, 4 * F.softplus(-z), F.softplus(z)).sum(dim=1)
     assert method.model is not None
     fake = F.softplus(method.model.classify(features)[:, NUM_OLD:]).sum(dim=1).mean()
     middle = (slice(None), slice(1, None, 2), slice(1, None, 2))
-    is_background = (LABELS[middle] == 0) & (OLD.at_image_size().argmax(dim=1)[middle] == 0)
+    is_background = (LABELS[middle] == 0) & (OLD.logits.argmax(dim=1)[middle] == 0)
     extra = F.softplus(OUTPUT.grid_logits[:, NUM_OLD:].detach().double()).sum(dim=1)[is_background].mean()
     fake_weight, extra_weight = len(classes) / 32, 1.5 * float(is_background.sum()) / 32
     expected = per_pixel[LABELS != 255].mean() + fake_weight * fake + extra_weight * extra
@@ -111,9 +111,9 @@ def test_terms_that_only_concern_what_a_batch_lacks_are_zero_and_keep_their_grap
 
 def test_the_background_is_distilled_and_asked_to_vanish_where_a_new_class_is() -> None:
     found = terms_of(make_star(background_weight=2.0))["background_distillation"]
-    expected = OLD.at_image_size()[:, 0].detach().sigmoid()
+    expected = OLD.logits[:, 0].detach().sigmoid()
     expected[(LABELS == 3) | (LABELS == 4)] = 0
-    loss = F.binary_cross_entropy_with_logits(OUTPUT.at_image_size()[:, 0], expected)
+    loss = F.binary_cross_entropy_with_logits(OUTPUT.logits[:, 0], expected)
     torch.testing.assert_close(found, 2 * loss)
 
 

@@ -44,7 +44,7 @@ def test_the_cross_entropy_is_a_mean_by_the_weights_of_labelled_pixels(name: str
     method = make_ucb(name)
     labels = method.targets(LABELS, cast(Output, old)).pseudo_labels
     of_classes = class_weights(SEEN + count_classes(labels, NUM_OLD + NUM_NEW), NUM_OLD)
-    sureness = uncertainty_weights(labels, OLD.at_image_size(), 0.9)
+    sureness = uncertainty_weights(labels, OLD.logits, 0.9)
     weights = balanced_weights(sureness, labels, of_classes).double().masked_fill(labels == 255, 0)
     assert 0 < (weights == 0).double().mean() < 1
     expected = (weights * slow_cross_entropy(kind, labels)).sum() / weights.sum()
@@ -57,14 +57,14 @@ def test_the_cross_entropy_is_a_mean_by_the_weights_of_labelled_pixels(name: str
 
 def test_on_plop_every_background_pixel_gets_the_old_models_class() -> None:
     labels = make_ucb("plop_ucb").targets(LABELS, cast(Output, OLD)).pseudo_labels
-    assert torch.equal(labels, torch.where(LABELS == 0, OLD.at_image_size().argmax(dim=1), LABELS))
+    assert torch.equal(labels, torch.where(LABELS == 0, OLD.logits.argmax(dim=1), LABELS))
 
 
 def test_where_nothing_is_sure_the_term_is_zero_and_keeps_its_graph() -> None:
-    old = OLD._replace(logits=torch.zeros_like(OLD.at_image_size()))
+    old = OLD._replace(pixel_logits=torch.zeros_like(OLD.logits))
     term = terms_of(make_ucb("ssul_ucb"), torch.zeros_like(LABELS), old=old)["cross_entropy"]
     assert term.item() == 0
-    assert torch.autograd.grad(term, OUTPUT.at_image_size())[0].abs().sum() == 0
+    assert torch.autograd.grad(term, OUTPUT.logits)[0].abs().sum() == 0
 
 
 def test_an_iteration_counts_its_pixels_once_however_many_micro_batches_it_has() -> None:
@@ -80,9 +80,9 @@ def test_pseudo_labels_of_lower_weight_weigh_by_both_factors() -> None:
     halved, whole = make_ucb("mbs_ucb", pseudo_label_weight=0.0), make_ucb("mbs_ucb")
     labels = whole.targets(LABELS, cast(Output, OLD)).pseudo_labels
     is_own = (labels == LABELS) & (labels != 255)
-    loss = F.cross_entropy(OUTPUT.at_image_size(), labels, ignore_index=255, reduction="none")
+    loss = F.cross_entropy(OUTPUT.logits, labels, ignore_index=255, reduction="none")
     weights = balanced_weights(
-        uncertainty_weights(labels, OLD.at_image_size(), 0.9),
+        uncertainty_weights(labels, OLD.logits, 0.9),
         labels,
         class_weights(SEEN + count_classes(labels, NUM_OLD + NUM_NEW), NUM_OLD),
     ).masked_fill(labels == 255, 0)

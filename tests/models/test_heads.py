@@ -78,9 +78,9 @@ def test_logits_and_prediction_know_the_classes_alone_and_agree() -> None:
     images = torch.rand(2, 3, 32, 32) * 255
     output = model(images)
     assert output.grid_logits.shape[1] == 4
-    assert output.at_image_size().shape == (2, 3, 32, 32)
+    assert output.logits.shape == (2, 3, 32, 32)
     found = model.most_likely(output.grid_logits, images.shape[2:])
-    assert torch.equal(found, output.at_image_size().argmax(dim=1))
+    assert torch.equal(found, output.logits.argmax(dim=1))
 
 
 def test_the_state_of_grown_heads_fits_a_model_built_with_the_sizes_of_its_steps() -> None:

@@ -229,7 +229,7 @@ def test_backbone_and_classifier_parameters_are_the_encoder_and_the_classes() ->
 def test_every_parameter_has_a_gradient_so_that_ranks_need_not_look_for_unused_ones() -> None:
     model = small_model([3, 2], drop_path=0.0).train()
     output: SegOutput = model(random_images())
-    (output.at_image_size()[:, 0] ** 2).sum().backward()
+    (output.logits[:, 0] ** 2).sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 

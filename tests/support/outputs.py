@@ -56,8 +56,10 @@ def part_of(output: SegOutput, index: int) -> SegOutput:
     one = slice(index, index + 1)
     assert output.backbone is not None
     output = output._replace(backbone=output.backbone[one])
-    logits = output.at_image_size()[one]
-    return output._replace(logits=logits, grid_logits=output.grid_logits[one], features=output.features[one])
+    logits = output.logits[one]
+    return output._replace(
+        pixel_logits=logits, grid_logits=output.grid_logits[one], features=output.features[one]
+    )
 
 
 def slow_cross_entropy(kind: str, labels: Tensor, num_old: int = NUM_OLD) -> Tensor:
@@ -65,7 +67,7 @@ def slow_cross_entropy(kind: str, labels: Tensor, num_old: int = NUM_OLD) -> Ten
 
     kind: 'softmax'; 'unbiased', a softmax whose background may be any old class; 'sigmoids', or those of new classes.
     """
-    z = OUTPUT.at_image_size().detach().double()
+    z = OUTPUT.logits.detach().double()
     p, s = z.softmax(dim=1), z.sigmoid()
     result = torch.zeros(labels.shape, dtype=torch.float64)
     for b, y, x in (labels != 255).nonzero().tolist():
@@ -84,7 +86,7 @@ def slow_cross_entropy(kind: str, labels: Tensor, num_old: int = NUM_OLD) -> Ten
 
 def slow_distillation(kind: str) -> Tensor:
     """Output distillation of OLD in float64: a mean over pixels, over the old channels a mean, of sigmoids a sum."""
-    z, old = OUTPUT.at_image_size().detach().double(), OLD.at_image_size().detach().double()
+    z, old = OUTPUT.logits.detach().double(), OLD.logits.detach().double()
     if kind == "softmax":
         return -(old.softmax(dim=1) * z[:, :NUM_OLD].log_softmax(dim=1)).mean()
     if kind == "unbiased":

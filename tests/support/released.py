@@ -130,7 +130,7 @@ def dkd(arrays: Arrays, dtype: torch.dtype) -> Compared:
         [
             every_pixel(
                 lambda z, y: binary_cross_entropy(z, y, 255, None, 1, method.positive_weight)[0],
-                output.at_image_size()[:, [0, c]],
+                output.logits[:, [0, c]],
                 (asked == c).long(),
             )
             for c in range(num_old, num_old + num_new)
@@ -139,8 +139,8 @@ def dkd(arrays: Arrays, dtype: torch.dtype) -> Compared:
     )
     both = arrays["out_dkd_pos_sum"] + arrays["out_dkd_neg_sum"]
     compared = {
-        "logits": Pair(output.at_image_size()[:, 1:], arrays["out_logits"][:, 1:]),
-        "logits of the old model": Pair(old.at_image_size()[:, 1:], arrays["out_old_logits"][:, 1:]),
+        "logits": Pair(output.logits[:, 1:], arrays["out_logits"][:, 1:]),
+        "logits of the old model": Pair(old.logits[:, 1:], arrays["out_old_logits"][:, 1:]),
         "prediction": Pair(most_likely(output.grid_logits, size), arrays["out_prediction"]),
         "what speaks for a class": Pair(scores[0], arrays["out_pos_scores"]),
         "what speaks against a class": Pair(scores[1], arrays["out_neg_scores"]),
@@ -269,7 +269,7 @@ def ssul(arrays: Arrays, dtype: torch.dtype) -> Compared:
         compared["cross-entropy: gradient"] = pair
     output, old = (unknown_output(x[name]) for name in ("unknown_logits", "unknown_old_logits"))
     compared["prediction with an unknown class"] = Pair(
-        output.at_image_size().argmax(dim=1), arrays["out_unknown_prediction"]
+        output.logits.argmax(dim=1), arrays["out_unknown_prediction"]
     )
     salient = labels.masked_fill((labels == 0) & (arrays["in_saliency"] > 0), SALIENT)
     for data_set, kind, given in (("voc", "salient", salient), ("ade", "background", labels)):

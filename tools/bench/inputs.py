@@ -13,6 +13,7 @@ from datasets.tasks import IGNORE_INDEX
 from methods import Output
 from models import SegOutput
 from utils.images import UInt8Array, make_palette
+from utils.upsampling import Upsampled
 
 IDENTITY = np.arange(256, dtype=np.uint8)
 """A table of class ids that changes none."""
@@ -21,25 +22,22 @@ IDENTITY = np.arange(256, dtype=np.uint8)
 def random_outputs(
     batch: int, num_classes: int, num_new: int, size: int, device: torch.device
 ) -> tuple[Output, Output, Tensor]:
-    """Outputs of a model and of the old one, and labels (B,size,size) of a step.
+    """Outputs of a model and of the old one, as training has them, and labels (B,size,size) of a step.
 
-    Features are (B,256,32,32), and so are the four stages of the backbone.
+    The gradient reaches `grid_logits`, of which `pixel_logits` are not computed yet. Features and the backbone's four
+    stages are (B,256,32,32).
     """
     generator = torch.Generator(device).manual_seed(0)
     num_old = num_classes - num_new
 
     def output(channels: int, trained: bool) -> Output:
-        shapes = (
-            (batch, channels, size, size),
-            (batch, channels, 32, 32),
-            (batch, 256, 32, 32),
-            (channels, 256),
-        )
-        logits, grid_logits, features, class_tokens = (
+        shapes = (batch, channels, 32, 32), (batch, 256, 32, 32), (channels, 256)
+        grid_logits, features, class_tokens = (
             (3 * torch.randn(shape, generator=generator, device=device)).requires_grad_(trained)
             for shape in shapes
         )
         seen = features, class_tokens, None, (features,) * 4
+        logits = Upsampled(grid_logits, (size, size), (size, size))
         return cast(Output, SegOutput(logits, grid_logits, *seen, backbone=features))
 
     labels = random_labels((batch, size, size), num_old, num_new, device)
@@ -56,7 +54,7 @@ def random_labels(shape: tuple[int, ...], num_old: int, num_new: int, device: to
 
 def clear_gradients(output: Output) -> None:
     """Forget the gradients of a random output."""
-    for leaf in (output.logits, output.grid_logits, output.features, output.class_tokens):
+    for leaf in (output.grid_logits, output.features, output.class_tokens):
         leaf.grad = None
 
 

@@ -101,7 +101,7 @@ class Iteration:
     def student(self) -> None:
         """Forward, a backward pass of any gradient, update."""
         with autocast(self.config.train.amp, self.worker.device):
-            logits = self.wrapped(self.batch[0]).at_image_size()
+            logits = self.wrapped(self.batch[0]).logits
         logits.backward(self.gradient.to(logits.dtype).expand_as(logits))
         self._update()
 

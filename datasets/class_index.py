@@ -33,14 +33,16 @@ logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-CACHE_VERSION = 5
+CACHE_VERSION = 6
+STAMP = 8
+"""Numbers that change with the two files of a sample."""
 _EXIF_ORIENTATION = 0x0112
 _ALL_BYTES = bytes(range(256))
 _ALL_IDS = frozenset(_ALL_BYTES) - {IGNORE_INDEX}
 
 
 class MaskEntry(NamedTuple):
-    """What is known of a valid sample: bytes, times and inodes of its files, and the data set ids that it shows."""
+    """What is known of a valid sample: bytes, times and inodes of its files (`STAMP`), and the ids that it shows."""
 
     stamp: list[int]
     classes: frozenset[int]
@@ -235,7 +237,9 @@ def read_image_size(path: str) -> tuple[int, int]:
 
 def _name_cache(dataset: FileDataset) -> str:
     """One cache file for each name, split, place and long side of a data set."""
-    key = sorted({str(mask.parent.absolute()) for _, mask in dataset.samples.values()})
+    # Of many paths, pathlib takes several times as long.
+    folders = {os.fspath(mask).rpartition(os.sep)[0] for _, mask in dataset.samples.values()}
+    key = sorted(str(Path(folder).absolute()) for folder in folders)
     if dataset.long_side is not None:
         key.append(f"long side {dataset.long_side}")
     digest = hashlib.sha256(os.fsencode("\n".join(key))).hexdigest()[:16]
@@ -253,27 +257,34 @@ def _load_cache(path: Path, coding: MaskCoding) -> dict[str, MaskEntry]:
         content = load_json(path)
         if content["version"] != CACHE_VERSION or content["coding"] != _digest(coding):
             return {}
-        entries, sets = {}, dict[tuple[int, ...], frozenset[int]]()
-        for image_id, (stamp, classes) in content["masks"].items():
-            key = tuple(classes)
-            if key not in sets:  # few masks show what no other does
-                sets[key] = frozenset(key)
-                if not sets[key] <= coding.label_ids:
-                    raise ValueError(f"wrong ids for {image_id}")
-            entries[image_id] = MaskEntry(list(stamp), sets[key])
+        ids, numbers, shown = content["ids"], content["stamps"], content["shown"]
+        sets = [frozenset(classes) for classes in content["sets"]]
+        if not all(classes <= coding.label_ids for classes in sets) or min(shown, default=0) < 0:
+            raise ValueError("wrong ids")
+        stamps = [numbers[start : start + STAMP] for start in range(0, len(numbers), STAMP)]
+        entries = {
+            image_id: MaskEntry(stamp, sets[place])
+            for image_id, stamp, place in zip(ids, stamps, shown, strict=True)
+        }
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         logger.warning("unreadable cache of classes (%s: %s); reading the masks again", path, explain(error))
         return {}
     return entries
 
 
 def _save_cache(path: Path, entries: dict[str, MaskEntry], coding: MaskCoding) -> None:
+    # Few and long lists are read faster than one a mask; few masks show what no other does.
+    sets = list(dict.fromkeys(entry.classes for entry in entries.values()))
+    places = {classes: place for place, classes in enumerate(sets)}
     content = {
         "version": CACHE_VERSION,
         "coding": _digest(coding),
-        "masks": {i: [entry.stamp, sorted(entry.classes)] for i, entry in entries.items()},
+        "sets": [sorted(classes) for classes in sets],
+        "ids": list(entries),
+        "shown": [places[entry.classes] for entry in entries.values()],
+        "stamps": [number for entry in entries.values() for number in entry.stamp],
     }
     try:
         write_atomic(path, json.dumps(content))

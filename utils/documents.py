@@ -72,7 +72,8 @@ def parse_json(text: str | bytes) -> Any:
     except ValueError as error:
         raise DocumentError(str(error)) from error
     level, depth = [value], 0
-    while level := [item for item in level if isinstance(item, dict | list)]:
+    # What json makes has these types and no subclass of theirs, which isinstance would look for.
+    while level := [item for item in level if type(item) in (dict, list)]:
         depth += 1
         if depth > MAX_DEPTH:
             raise DocumentError(_too_deep())

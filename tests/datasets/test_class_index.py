@@ -149,7 +149,7 @@ def test_a_removed_mask_is_forgotten(root: Path, tmp_path: Path, reads: list[str
     assert index(root, tmp_path) == {i: EXPECTED[i] for i in "acd"}
     assert reads == []
     (cache,) = tmp_path.glob("*.json")
-    assert list(json.loads(cache.read_text())["masks"]) == [*"acd"]
+    assert list(json.loads(cache.read_text())["ids"]) == [*"acd"]
 
 
 def test_splits_and_places_have_caches_of_their_own(root: Path, tmp_path: Path) -> None:
@@ -161,6 +161,19 @@ def test_splits_and_places_have_caches_of_their_own(root: Path, tmp_path: Path) 
     assert len(list(cache.iterdir())) == 3
 
 
+def corrupt(**fields: object) -> bytes:
+    """A cache of one mask, its coding to be filled in, but for these fields."""
+    whole = {
+        "version": 6,
+        "coding": "CODING",
+        "ids": ["a"],
+        "shown": [0],
+        "stamps": [*range(8)],
+        "sets": [[0]],
+    }
+    return json.dumps({**whole, **fields}).encode()
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -168,11 +181,13 @@ def test_splits_and_places_have_caches_of_their_own(root: Path, tmp_path: Path) 
         b"\xff\x00",
         b"[]",
         b"null",
-        b'{"version": 5}',
-        b'{"version": 5, "coding": "CODING", "masks": {"a": 3}}',
-        b'{"version": 5, "coding": "CODING", "masks": {"a": [1, [0]]}}',
-        b'{"version": 5, "coding": "CODING", "masks": {"a": [[1, 2, 3, 4, 5, 6, 7, 8], [9]]}}',
-        b'{"version": 5, "coding": "CODING", "masks": {"a": [[1, 2, 3, 4, 5, 6, 7, 8], [[]]]}}',
+        b'{"version": 6}',
+        corrupt(ids=3),
+        corrupt(sets=[[9]]),
+        corrupt(shown=[1]),
+        corrupt(shown=[-1]),
+        corrupt(stamps=[*range(9)]),
+        corrupt(sets=[[[]]]),
     ],
 )
 def test_a_corrupt_cache_is_rebuilt_with_a_warning(

@@ -45,6 +45,7 @@ def main() -> None:
     from trainer.checks import check_config
     from trainer.config import load_config
     from trainer.plan import describe, prepare
+    from trainer.precision import check_same_precision, settle_precision
     from trainer.run import run
     from utils.distributed import find_worker, process_group
     from utils.errors import RunError, explain
@@ -59,6 +60,8 @@ def main() -> None:
             check=lambda config: check_config(config, find_worker(args.device)),
         )
         with interruption.listen(), process_group(args.device, config.distributed.timeout) as worker:
+            config = settle_precision(config, worker.device)
+            check_same_precision(config, worker)
             plan = prepare(config, worker)
             if not args.dry_run:
                 run(plan, worker, interruption)

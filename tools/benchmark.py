@@ -18,6 +18,7 @@ import torch
 from tools.bench.rows import ROWS
 from tools.bench.setup import Row, Setup
 from trainer.config import Config, load_config
+from trainer.precision import settle_precision
 from utils.arguments import add_device, add_overwrite, fail, new_parser, to_path
 from utils.distributed import process_group
 from utils.files import check_output, write_atomic
@@ -122,6 +123,7 @@ def main() -> None:
             check_output("--json", args.json, [args.config] if args.config else [], args.overwrite)
         configs = [load_config(args.config)] if args.config else default_configs(args.quick)
         with process_group(args.device) as worker:
+            configs = [settle_precision(config, worker.device) for config in configs]
             setup = Setup(worker, configs, args.quick)
             machine = describe_machine(setup.device)
             print(

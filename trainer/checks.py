@@ -18,6 +18,7 @@ from trainer.checkpoint import RERUN, checkpoint_path, load_checkpoint, restore_
 from trainer.config import Config
 from trainer.data import make_task
 from trainer.network import make_parts
+from trainer.precision import settle_precision
 from trainer.shared_base import base_file
 from trainer.stored_config import describe_difference, differing_fields, with_defaults
 from utils.config.read import read_yaml
@@ -47,7 +48,7 @@ SCORE_NAMES = {"softmax": "a softmax", "sigmoid": "sigmoids"}
 
 def check_config(config: Config, worker: Worker) -> None:
     """Raise ValueError with a line for everything that is known to be wrong before data are opened."""
-    problems = []
+    config, problems = settle_precision(config, worker.device), []
     for check in (lambda: check_parallelism(config, worker), check_environment):
         try:
             check()

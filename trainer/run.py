@@ -157,6 +157,7 @@ def describe_run(session: Session) -> None:
         f"{run_dir}: {config.method.name} on {config.data.name} {task.name} "
         f"({'domain' if task.domains else config.setting}), "
         f"{worker.world_size} × {worker.device.type}"
+        + ("" if config.train.amp == "off" else f", {config.train.amp}")
     )
     if config.train.sync_bn and worker.world_size > 1 and not uses_sync_batch_norm(config, worker):
         why = "CPUs have no SyncBN" if worker.device.type == "cpu" else "auto leaves SyncBN out"

@@ -79,8 +79,9 @@ class TrainConfig(Section):
     sync_bn: bool | Literal["auto"] = True
     """BatchNorm statistics over all ranks (GPUs only). `auto`: only where a rank has fewer than 8 images at once; every
     such layer makes the ranks wait for one another, and the host for its GPU."""
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    """Mixed precision; fp16 scales the loss and needs a GPU."""
+    amp: Literal["off", "bf16", "fp16", "auto"] = "off"
+    """Mixed precision; fp16 scales the loss and needs a GPU. `auto` is bf16 where the processor computes in it and does
+    not emulate it, else off; a run goes on with what it began with."""
     channels_last: bool = False
     """Memory format of images and convolutions."""
     compile: bool = False

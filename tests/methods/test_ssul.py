@@ -1,5 +1,6 @@
 """methods/ssul.py: heads, what is unknown, and what of the model and the data goes with it."""
 
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +17,7 @@ from datasets.transforms import TrainTransform
 from methods import METHODS, Output, base
 from methods.ssul import SSUL, all_logits
 from tests.methods.test_runs import make_config
-from tests.support.data import stripes, write_mask, write_voc
+from tests.support.data import stripes, write_folder, write_mask, write_voc
 from tests.support.outputs import LABELS, NUM_NEW, NUM_OLD, make_method, random_output
 from tests.support.training import SEGMENTER, outcome, tiny, train, weights
 from tests.trainer.test_gradients import STEP, make_models
@@ -161,3 +162,31 @@ def test_an_image_without_a_saliency_mask_is_named_before_anything_starts(tmp_pa
     (tmp_path / "saliency").mkdir()
     with pytest.raises(FileNotFoundError, match=r"a\.png: this mask is missing \(1 of 1 images have none\)"):
         with_saliency(voc.open_split(tmp_path, "train"), tmp_path / "saliency")
+
+
+def test_a_run_with_saliency_and_memory_learns_what_is_salient_as_unknown(tmp_path: Path) -> None:
+    big = partial(stripes, height=32, width=32)
+    masks = {"a": big(0, 1, 0), "b": big(0, 2, 0), "c": big(0, 1, 2, 0)}
+    classes = ["background", "cat", "dog"]
+    root = write_folder(tmp_path / "data", classes, masks, {"v": big(0, 1, 2, 0)})
+    salient = np.zeros_like(masks["a"])
+    salient[:16] = 255
+    for name in masks:
+        write_mask(tmp_path / "saliency" / f"{name}.png", salient, mode="L")
+    fields = (
+        *("method=ssul", "data.name=folder", f"data.root={root}", "task=[[cat],[dog]]", "memory.size=2"),
+        *("setting=overlap", "train.batch_size=2", "train.num_epochs=2"),
+    )
+    with_masks = tiny(tmp_path, "salient", *fields, f"data.saliency={tmp_path / 'saliency'}")
+    train(with_masks)
+    steps = [weights(with_masks, step) for step in (0, 1)]
+    unknown = [{name: x for name, x in step.items() if ".unknown." in name} for step in steps]
+    assert unknown[0]
+    assert unknown[0].keys() == unknown[1].keys()
+    assert any(not torch.equal(unknown[0][name], unknown[1][name]) for name in unknown[0]), (
+        "it goes on learning"
+    )
+    assert (with_masks.run_dir / "memory").exists()
+    without = tiny(tmp_path, "plain", *fields)
+    train(without)
+    assert not any(".unknown." in name for name in weights(without, 1))

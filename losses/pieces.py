@@ -1,7 +1,7 @@
 """Logits at image size, read piece by piece: whole tensors of them, or a grid whose pixels are computed when read."""
 
 from collections.abc import Iterator
-from typing import Protocol, overload
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -16,36 +16,43 @@ NUM_ELEMENTS = {"cpu": 2**20}
 """Elements of a piece by type of device, 2²⁴ elsewhere."""
 
 
-class LogitReader(Protocol):
-    """Reads pieces (B,K,n) of logits (B,K,P), and takes the gradients of these pieces."""
+class LogitReader:
+    """Reads pieces (B,K,n) of logits (B,K,P), and takes the gradients of these pieces.
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(B,K,P)."""
+    tensor: what is read. dtype: float32 at least, that of working memory and of what gradients add up in. row: pixels
+    of a row, where pieces are whole rows or parts of one; 1 where they may begin and end anywhere.
+    """
 
-    @property
-    def device(self) -> torch.device:
-        """Where the logits are."""
+    row = 1
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Float32 at least: that of working memory and of what gradients add up in."""
-
-    @property
-    def row(self) -> int:
-        """Pixels of a row, where pieces are whole rows or parts of one; 1 where they may begin and end anywhere."""
+    def __init__(self, tensor: Tensor, shape: tuple[int, int, int]) -> None:
+        self.tensor, self.shape, self.device = tensor, shape, tensor.device
+        self.dtype = torch.promote_types(tensor.dtype, torch.float32)
+        self.buffers: dict[str, Tensor] = {}
 
     def read(self, pixels: slice) -> Tensor:
         """Return a piece, which must not be written to, and which the next call overwrites."""
+        raise NotImplementedError
 
     def gradient_of(self, pixels: slice) -> Tensor:
         """Return a place (B,K,n) for the gradient of a piece, with anything in it."""
+        raise NotImplementedError
 
     def add(self, pixels: slice, gradient: Tensor) -> None:
         """Take over the gradient of a piece, as it stands in that place; every piece once."""
+        raise NotImplementedError
 
     def gradient(self) -> Tensor:
-        """Return the gradient of the tensor that is read, of all pieces."""
+        """Return the gradient of the tensor, of all pieces."""
+        raise NotImplementedError
+
+    def buffer(self, name: str, num_pixels: int) -> Tensor:
+        """Return memory (B,K,n) that stays the same from piece to piece, as long as they do not grow."""
+        batch, channels, _ = self.shape
+        size = batch * channels * num_pixels
+        if name not in self.buffers or self.buffers[name].numel() < size:
+            self.buffers[name] = self.tensor.new_empty(size, dtype=self.dtype)
+        return self.buffers[name][:size].view(batch, channels, num_pixels)
 
 
 @overload
@@ -69,30 +76,10 @@ def open_logits(tensor: Tensor | None, geometry: Geometry | None) -> LogitReader
     """Return the reader of what `arguments` has returned."""
     if tensor is None:
         return None
-    reader: LogitReader = _Whole(tensor) if geometry is None else _OfGrid(tensor, *geometry)
-    return reader
+    return _Whole(tensor) if geometry is None else _OfGrid(tensor, *geometry)
 
 
-class _Reader:
-    """What both kinds share; tensor: what is read, shape: of the logits (B,K,P)."""
-
-    row = 1
-
-    def __init__(self, tensor: Tensor, shape: tuple[int, int, int]) -> None:
-        self.tensor, self.shape, self.device = tensor, shape, tensor.device
-        self.dtype = torch.promote_types(tensor.dtype, torch.float32)
-        self.buffers: dict[str, Tensor] = {}
-
-    def buffer(self, name: str, num_pixels: int) -> Tensor:
-        """Return memory (B,K,n) that stays the same from piece to piece, as long as they do not grow."""
-        batch, channels, _ = self.shape
-        size = batch * channels * num_pixels
-        if name not in self.buffers or self.buffers[name].numel() < size:
-            self.buffers[name] = self.tensor.new_empty(size, dtype=self.dtype)
-        return self.buffers[name][:size].view(batch, channels, num_pixels)
-
-
-class _Whole(_Reader):
+class _Whole(LogitReader):
     """Of a tensor (B,K,P)."""
 
     def __init__(self, logits: Tensor) -> None:
@@ -119,7 +106,7 @@ class _Whole(_Reader):
         return self.gradients
 
 
-class _OfGrid(_Reader):
+class _OfGrid(LogitReader):
     """Of a grid (B,K,h,w); no tensor of the image's size is made."""
 
     def __init__(self, grid: Tensor, size: tuple[int, int], extent: tuple[int, int]) -> None:

@@ -32,11 +32,6 @@ class Upsampled(NamedTuple):
         """That of the grid."""
         return self.grid.dtype
 
-    @property
-    def device(self) -> torch.device:
-        """Where the grid is."""
-        return self.grid.device
-
     def detach(self) -> "Upsampled":
         """Return the same of the grid without gradient."""
         return self._replace(grid=self.grid.detach())

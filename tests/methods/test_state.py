@@ -27,10 +27,18 @@ ON_RANKS = {
     "star": ("method=star",),
     "barm": ("method=barm", "method.threshold=0.1"),
     "mbs_ucb": ("method=mbs_ucb", "method.entropy_threshold=1"),
+    "plop_ucb": ("method=plop_ucb",),
+    "ewf": ("method=ewf",),
+    "nest": ("method=nest",),
+    "rcil": ("method=rcil",),
+    "dft": ("method=dft",),
     "mbs with replay": ("method=mbs", "method.threshold=0.5", "method.replay_weight=0.5"),
 }
-"""Methods that have modules of their own, or terms that all ranks share."""
-PARTS_OF = {"dkd": {"parts.auxiliary.weight", "parts.auxiliary.bias"}}
+"""Methods that have modules or networks of their own, terms that all ranks share, or a base of their own."""
+PARTS_OF = {
+    "dkd": {"parts.auxiliary.weight", "parts.auxiliary.bias"},
+    "dft": {"parts.future.weight", "parts.future.bias"},
+}
 
 
 class Counting(Method):

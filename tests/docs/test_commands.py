@@ -127,6 +127,7 @@ CHECKS = [
         check_main,
         "training takes minutes; the data and checkpoints of others are absent",
     ),
+    Check(("python", "-m", "docs.results.bf16_simulated"), check_main, "takes the arguments of main.py"),
     Check(("torchrun",), check_torchrun, "needs GPUs, or several processes"),
     Check(("python", "-m", "torch.distributed.launch"), check_launch, "needs GPUs, or several processes"),
     Check(("bash", "main.sh"), check_sweep, "training takes hours"),

@@ -35,8 +35,8 @@ def test_a_table_is_what_its_command_prints(
     assert table in RESULTS
 
 
-def test_both_tables_have_their_command() -> None:
-    assert len(SUMMARIES) == 2
+def test_the_tables_have_their_commands() -> None:
+    assert len(SUMMARIES) == 3
 
 
 def read_row(line: str) -> list[str]:
@@ -49,7 +49,9 @@ def test_the_readme_shows_the_figures_of_the_table(method: str) -> None:
     (line,) = re.findall(rf"^\| `{method}` \|.*$", PAGES["README.md"], re.MULTILINE)
     expected = []
     for setting in ("overlap", "disjoint"):
-        (row,) = re.findall(rf"^\| {setting} \| {method} \|.*$", RESULTS, re.MULTILINE)
+        # The tables that follow have methods of these names in other forms.
+        first_tables = RESULTS.partition("### As released")[0]
+        (row,) = re.findall(rf"^\| {setting} \| {method} \|.*$", first_tables, re.MULTILINE)
         _, _, _, all_classes, _, _, hiou, forgetting, *_ = read_row(row)
         expected += [all_classes, hiou, forgetting]
     assert read_row(line)[3:] == expected

@@ -55,7 +55,7 @@ def test_logits_have_the_image_size_where_it_is_no_multiple_of_the_stride(size: 
 def test_the_largest_class_is_that_of_the_logits_at_image_size(num_classes: int) -> None:
     model, images = small_model([num_classes]), random_images(33, 50)
     output, grid = model(images), model(images, full_size=False)
-    assert grid.logits is None
+    assert grid.pixel_logits is None
     assert torch.equal(grid.grid_logits, output.grid_logits)
     found = model.most_likely(grid.grid_logits, torch.Size((33, 50)))
     assert torch.equal(found, output.logits.argmax(dim=1))

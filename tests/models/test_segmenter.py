@@ -54,7 +54,7 @@ def test_an_image_is_padded_with_the_mean_colour_at_the_right_and_the_bottom_and
 def test_the_largest_class_is_that_of_the_logits_at_image_size_also_beside_padding() -> None:
     model, images = small_model([20]), random_images(27, 30)
     output, grid = model(images), model(images, full_size=False)
-    assert grid.logits is None
+    assert grid.pixel_logits is None
     assert torch.equal(grid.grid_logits, output.grid_logits)
     found = model.most_likely(grid.grid_logits, torch.Size((27, 30)))
     assert torch.equal(found, output.logits.argmax(dim=1))

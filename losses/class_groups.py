@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from losses.pieces import Geometry, Logits, arguments, open_logits, pixel_chunks
+from losses.reduction import split_labels
 
 
 class ClassGroups(NamedTuple):
@@ -89,7 +90,7 @@ class _ClassGroups(torch.autograd.Function):
             background, *groups, given, agreement = maps[..., pixels].unbind()
             if is_softmax:
                 peak.copy_(z.amax(dim=1, keepdim=True))
-            target, is_labelled = _select(labels[..., pixels], ignore_index)
+            target, is_labelled = split_labels(labels[..., pixels], ignore_index)
             torch.sub(z.gather(1, target), peak, out=given).mul_(is_labelled)
             torch.sub(z[:, :1], peak, out=background)
             for group, channels in zip(groups, slices, strict=True):
@@ -146,7 +147,7 @@ class _ClassGroups(torch.autograd.Function):
                 else:
                     odds.copy_(old).sigmoid_()
                 piece[:, 1 : old.shape[1]].add_(odds.mul_(agreement / old_masses[..., pixels])[:, 1:])
-            target, is_labelled = _select(labels[..., pixels], ignore_index)
+            target, is_labelled = split_labels(labels[..., pixels], ignore_index)
             piece.scatter_add_(1, target, given * is_labelled)
             logits.add(pixels, piece)
         return logits.gradient(), *[None] * 7
@@ -160,9 +161,3 @@ def _logsumexp(z: Tensor, peak: Tensor, work: Tensor, out: Tensor) -> None:
     largest = z.amax(dim=1, keepdim=True).to(out.dtype)
     torch.sum(torch.sub(z, largest, out=work).exp_(), dim=1, keepdim=True, out=out)
     out.log_().add_(largest - peak)
-
-
-def _select(labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Classes (B,1,n) of labels, some class where there is none, and whether there is one."""
-    is_labelled = labels != ignore_index
-    return labels * is_labelled, is_labelled

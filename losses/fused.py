@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from losses.class_groups import class_groups
 from losses.pieces import Geometry, LogitReader, Logits, arguments, open_logits, pixel_chunks
-from losses.reduction import at_least_float32
+from losses.reduction import at_least_float32, split_labels
 
 
 @torch.compiler.disable  # a compiler would unroll the loop over pieces
@@ -136,10 +136,9 @@ def _select(
     targets: Tensor, weights: Tensor | None, ignore_index: int, pixels: slice, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Targets and factors (B,1,n) of some pixels; what is ignored has some class and a factor of 0."""
-    target = targets[..., pixels]
-    is_counted = target != ignore_index
+    target, is_counted = split_labels(targets[..., pixels], ignore_index)
     factor = is_counted.to(dtype) if weights is None else weights[..., pixels].to(dtype) * is_counted
-    return target * is_counted, factor
+    return target, factor
 
 
 def unbiased_terms(

@@ -1,6 +1,7 @@
 """Logits at image size, read piece by piece: whole tensors of them, or a grid whose pixels are computed when read."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import overload
 
 import torch
@@ -85,25 +86,26 @@ class _Whole(LogitReader):
     def __init__(self, logits: Tensor) -> None:
         batch, channels, num_pixels = logits.shape
         super().__init__(logits, (batch, channels, num_pixels))
-        self.gradients: Tensor | None = None
+
+    @cached_property
+    def _gradients(self) -> Tensor:
+        return torch.empty_like(self.tensor)
 
     def read(self, pixels: slice) -> Tensor:
         return self.tensor[..., pixels]
 
     def gradient_of(self, pixels: slice) -> Tensor:
         if self.tensor.dtype == self.dtype:
-            return self.gradient()[..., pixels]
+            return self._gradients[..., pixels]
         # Half precision needs a wider place to add up in.
         return self.buffer("gradient", pixels.stop - pixels.start)
 
     def add(self, pixels: slice, gradient: Tensor) -> None:
         if self.tensor.dtype != self.dtype:
-            self.gradient()[..., pixels] = gradient
+            self._gradients[..., pixels] = gradient
 
     def gradient(self) -> Tensor:
-        if self.gradients is None:
-            self.gradients = torch.empty_like(self.tensor)
-        return self.gradients
+        return self._gradients
 
 
 class _OfGrid(LogitReader):
@@ -115,28 +117,26 @@ class _OfGrid(LogitReader):
         self.reader = RowReader(grid, size, extent, self.dtype)
 
     def read(self, pixels: slice) -> Tensor:
-        rows, columns = self._block(pixels)
         piece = self.buffer("logits", pixels.stop - pixels.start)
-        sides = rows.stop - rows.start, columns.stop - columns.start
-        self.reader.read(rows, columns, out=piece.unflatten(2, sides))
+        block, rows, columns = self._block(piece, pixels)
+        self.reader.read(rows, columns, out=block)
         return piece
 
     def gradient_of(self, pixels: slice) -> Tensor:
         return self.buffer("gradient", pixels.stop - pixels.start)
 
     def add(self, pixels: slice, gradient: Tensor) -> None:
-        rows, columns = self._block(pixels)
-        sides = rows.stop - rows.start, columns.stop - columns.start
-        self.reader.add_gradient(gradient.unflatten(2, sides), rows, columns)
+        self.reader.add_gradient(*self._block(gradient, pixels))
 
     def gradient(self) -> Tensor:
         return self.reader.gradient()
 
-    def _block(self, pixels: slice) -> tuple[slice, slice]:
-        """Rows and columns of pixels that are whole rows, or a part of one."""
+    def _block(self, piece: Tensor, pixels: slice) -> tuple[Tensor, slice, slice]:
+        """A piece of whole rows, or of a part of one, as a block (B,K,rows,columns), and its rows and columns."""
         first, begin = divmod(pixels.start, self.row)
         last, end = divmod(pixels.stop - 1, self.row)
-        return slice(first, last + 1), slice(begin, end + 1)
+        block = piece.unflatten(2, (last + 1 - first, end + 1 - begin))
+        return block, slice(first, last + 1), slice(begin, end + 1)
 
 
 def pixel_chunks(

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD, pixel_statistics
 from models.closed_form import ClosedFormClassifier, join_maps
-from models.output import SegOutput, most_likely, upsample, upsampled
+from models.output import SegOutput, most_likely, upsample
 from utils.config.section import NamedSection
-from utils.upsampling import Upsampled
+from utils.upsampling import Upsampled, upsampled
 
 Start = Literal["random", "background", "shared_background", "unknown"]
 """As what new classes start: anew, as copies of the background's classifier, as copies that share with it what the

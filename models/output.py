@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.upsampling import Upsampled, whole
+from utils.upsampling import Upsampled, upsampled, whole
 
 _CLASSES_AT_ONCE = 8
 
@@ -46,12 +46,6 @@ def upsample(grid_logits: Tensor, size: torch.Size) -> Tensor:
         # The gradient of the other form adds up in any order on GPUs.
         return upsampled(grid_logits, size).whole()
     return F.interpolate(grid_logits, size=size, mode="bilinear", align_corners=False)
-
-
-def upsampled(grid_logits: Tensor, size: torch.Size) -> Upsampled:
-    """Return the same before it is computed."""
-    height, width = size
-    return Upsampled(grid_logits, (height, width), (height, width))
 
 
 def most_likely(grid_logits: Tensor, size: torch.Size) -> Tensor:

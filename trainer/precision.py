@@ -29,13 +29,8 @@ def precision_so_far(config: Config) -> Precision | None:
     try:
         train = read_yaml(path)["train"]
         return train["amp"] if train["amp"] in get_args(Precision) else None
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # what is wrong with it is told where the run is checked
-        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # what is wrong with it is told where the run is checked
 
 
 def fast_precision(device: torch.device) -> Precision:

@@ -7,16 +7,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from losses.binary_cross_entropy import binary_cross_entropy
 from losses.dice import count_shown, soft_dice
 from losses.focal import binary_focal, focal_cross_entropy
-from losses.fused import softmax_terms
+from losses.fused import binary_terms, softmax_terms
 from losses.pieces import Logits
 from losses.reduction import at_least_float32
 from methods import Output, Targets, Term
 from methods.base import IGNORE_INDEX
 from utils.config.section import Section
-from utils.upsampling import whole
 
 Weight = Annotated[float, Field(gt=0, le=1e6)]
 
@@ -87,7 +85,7 @@ class RareTerms:
         weights = self.weights[labels] - 1
         if self.scores == "sigmoid":
             weights = weights.masked_fill(~is_counted, 0)
-            return binary_cross_entropy(whole(logits), labels, IGNORE_INDEX, weights, self.first_class)[0]
+            return binary_terms(logits, labels, IGNORE_INDEX, weights, self.first_class)[0]
         counted = labels.masked_fill(~is_counted, IGNORE_INDEX)
         return softmax_terms(logits, targets=counted, weights=weights, ignore_index=IGNORE_INDEX)[0]
 

@@ -5,6 +5,7 @@ cells of that band, which takes a CPU a few times less than `F.interpolate`, and
 """
 
 import math
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -41,12 +42,17 @@ class Upsampled(NamedTuple):
         return RowReader(*self, self.dtype).read(slice(0, self.size[0]))
 
 
+def upsampled(grid: Tensor, size: torch.Size) -> Upsampled:
+    """Return the values (B,K,H,W) of an image of this size, all of which the grid covers."""
+    height, width = size
+    return Upsampled(grid, (height, width), (height, width))
+
+
 def upsampled_like(grid: Tensor, pixels: Tensor | Upsampled) -> Upsampled:
     """Return a grid upsampled as the one of `pixels` is, or to its size where that is a tensor (B,K,H,W)."""
     if isinstance(pixels, Upsampled):
         return pixels._replace(grid=grid)
-    height, width = pixels.shape[2:]
-    return Upsampled(grid, (height, width), (height, width))
+    return upsampled(grid, pixels.shape[2:])
 
 
 def channels(pixels: Tensor | Upsampled, chosen: slice) -> Tensor | Upsampled:
@@ -77,7 +83,11 @@ class RowReader:
         )
         self.grid_dtype = grid.dtype
         self.wide = self._product(grid.to(dtype), self.columns.T)
-        self.wide_gradient: Tensor | None = None
+
+    @cached_property
+    def _wide_gradient(self) -> Tensor:
+        """Gradient of `wide`, of all that was added."""
+        return torch.zeros_like(self.wide)
 
     def read(self, rows: slice, columns: slice = slice(None), out: Tensor | None = None) -> Tensor:
         """Return the pixels (B,K,n,m) of these rows and columns, in `out` if it is given."""
@@ -86,16 +96,12 @@ class RowReader:
 
     def add_gradient(self, gradient: Tensor, rows: slice, columns: slice = slice(None)) -> None:
         """Add the gradient (B,K,n,m) of these pixels to that of the grid."""
-        if self.wide_gradient is None:
-            self.wide_gradient = torch.zeros_like(self.wide)
         cells = self._cells(rows)
-        self.wide_gradient[:, :, cells, columns] += self._product(self.rows[rows, cells].T, gradient)
+        self._wide_gradient[:, :, cells, columns] += self._product(self.rows[rows, cells].T, gradient)
 
     def gradient(self) -> Tensor:
         """Return the gradient (B,K,h,w) of the grid, of all that was added."""
-        if self.wide_gradient is None:
-            self.wide_gradient = torch.zeros_like(self.wide)
-        return self._product(self.wide_gradient, self.columns).to(self.grid_dtype)
+        return self._product(self._wide_gradient, self.columns).to(self.grid_dtype)
 
     def _cells(self, rows: slice) -> slice:
         """Rows of cells between which these rows of pixels lie."""

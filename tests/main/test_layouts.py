@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 
 import trainer.run
-import trainer.step
 from tests.support.training import SEGMENTER, tiny, train, weights
 from trainer.checkpoint import checkpoint_path
 from trainer.config import Config

@@ -81,7 +81,7 @@ RANDOM_ORDER = {
     "histc",
 }
 """Of what PyTorch lists as without a fixed order on GPUs (torch.use_deterministic_algorithms), what networks and losses
-might use; upsampling has a form of its own (tests/models/test_output.py)."""
+might use; upsampling has a form of its own (tests/utils/test_upsampling.py)."""
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,8 @@ def backward(
         old = look(learner, images, amp)
         asked = method.targets(labels, cast(Output, old))
         targets.append(asked if rare is None else rare.ask(asked))
-        old_outputs.append(old)
+        # Logits at image size of all micro-batches would take the memory that accumulation saves.
+        old_outputs.append(old if old is None or len(batches) == 1 else old._replace(pixel_logits=None))
     counts = add_up(targets, worker)
     totals: dict[str, Tensor] = {}
     for index, (images, _) in enumerate(batches):
@@ -63,6 +64,9 @@ def backward(
             with autocast(amp, worker.device):
                 output = wrapped(images, with_stages=method.needs_stages, full_size=False)
             output, old = at_image_size(learner.model, output, images), old_outputs[index]
+            if old is not None and old.pixel_logits is None:
+                assert learner.old_model is not None
+                old = at_image_size(learner.old_model, old, images)
             asked = replace(targets[index], counts=counts)
             terms_of_batch = method.terms(cast(Output, output), cast(Output, old), asked)
             if rare is not None:

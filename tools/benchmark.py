@@ -2,13 +2,15 @@
 
 Every row runs the project's own modules and, in turns with them in the same process and on the same tensors, a floor
 that no implementation could do without. `ratio` is ours over the floor; times are medians; `peak_mib` is what ours
-takes at once beyond what is there before.
+takes at once beyond what is there before. `MFU` is the share that the passes of both networks make of what a large
+matrix product reaches on the same device, in the same precision.
 """
 
 import argparse
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,18 +19,20 @@ import torch
 
 from tools.bench.rows import ROWS
 from tools.bench.setup import Row, Setup
-from trainer.config import Config, load_config
+from trainer.config import Config, load_config, make_config
 from trainer.precision import settle_precision
-from utils.arguments import add_device, add_overwrite, fail, new_parser, to_path
+from utils.arguments import add_device, add_overwrite, add_set, fail, new_parser, to_path
 from utils.distributed import process_group
 from utils.files import check_output, write_atomic
 from utils.report.results import environment
 
 EXAMPLES = """
 python -m tools.benchmark all --json figures.json
-python -m tools.benchmark step --config configs/voc.yaml --device cuda
+python -m tools.benchmark step --config configs/voc.yaml --set train.compile=true --device cuda
 """
-_COLUMNS = "| row | what | ours | floor | ratio | aim | peak MiB | logits alive |"
+_COLUMNS = (
+    "| row | what | ours | floor | ratio | aim | peak MiB | logits alive | images/s | MFU | MiB in all |"
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -43,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="YAML file with the model, training and losses of step, scaling and ddp; default: DeepLabV3-R50, and "
         "for step the Segmenter too, crop 256, batch 4",
     )
+    add_set(what, of="that model, training and losses")
     what.add_argument("--json", type=to_path, metavar="FILE", help="write the figures there, too")
     add_overwrite(what)
     how = parser.add_argument_group("how it runs")
@@ -56,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def default_configs(quick: bool) -> list[Config]:
+def default_configs(quick: bool, overrides: Sequence[str] = ()) -> list[Config]:
     """DeepLabV3-R50 and Segmenter (ViT-B/16), crop 256, batch 4, without ImageNet weights; tiny where `quick`."""
     deeplabv3 = {"backbone": "test_resnet" if quick else "resnet50", "channels": 8 if quick else 256}
     segmenter = {"name": "segmenter"} | (
@@ -64,25 +69,24 @@ def default_configs(quick: bool) -> list[Config]:
         if quick
         else {"backbone": "vit_base_patch16_384", "channels": 768}
     )
-    return [default_config(model, quick) for model in (deeplabv3, segmenter)]
+    return [default_config(model, quick, overrides) for model in (deeplabv3, segmenter)]
 
 
-def default_config(model: dict[str, Any], quick: bool) -> Config:
+def default_config(model: dict[str, Any], quick: bool, overrides: Sequence[str]) -> Config:
     """What the rows need of a config, for a model."""
-    return Config.model_validate(
-        {
-            "task": "15-1",
-            "data": {"name": "voc", "num_workers": 0},
-            "model": model | {"pretrained": False},
-            "train": {
-                "batch_size": 2 if quick else 4,
-                "crop_size": 32 if quick else 256,
-                "num_epochs": 1,
-                "lr_base": 1e-3,
-                "lr_incremental": 1e-4,
-            },
-        }
-    )
+    values = {
+        "task": "15-1",
+        "data": {"name": "voc", "num_workers": 0},
+        "model": model | {"pretrained": False},
+        "train": {
+            "batch_size": 2 if quick else 4,
+            "crop_size": 32 if quick else 256,
+            "num_epochs": 1,
+            "lr_base": 1e-3,
+            "lr_incremental": 1e-4,
+        },
+    }
+    return make_config(values, Path("benchmark"), overrides)
 
 
 def format_row(row: Row) -> str:
@@ -95,7 +99,8 @@ def format_row(row: Row) -> str:
         "" if seconds is None else f"{1e3 * seconds:.{0 if seconds > 0.1 else 2}f} ms"
         for seconds in (row.ours_s, row.floor_s)
     ]
-    numbers = number(row.ratio, 2), number(row.aim, 2), number(row.peak_mib, 0), number(row.logits_alive, 2)
+    columns = (row.ratio, 2), (row.aim, 2), (row.peak_mib, 0), (row.logits_alive, 2), (row.images_per_s, 1)
+    numbers = [number(*column) for column in (*columns, (row.mfu, 2), (row.total_mib, 0))]
     return "| " + " | ".join([row.name, row.what, *times, *numbers]) + " |"
 
 
@@ -121,14 +126,18 @@ def main() -> None:
     try:
         if args.json is not None:
             check_output("--json", args.json, [args.config] if args.config else [], args.overwrite)
-        configs = [load_config(args.config)] if args.config else default_configs(args.quick)
+        configs = (
+            [load_config(args.config, args.overrides)]
+            if args.config
+            else default_configs(args.quick, args.overrides)
+        )
         with process_group(args.device) as worker:
             configs = [settle_precision(config, worker.device) for config in configs]
             setup = Setup(worker, configs, args.quick)
             machine = describe_machine(setup.device)
             print(
                 f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
-                f"PyTorch {torch.__version__}\n\n{_COLUMNS}\n|{'---|' * 8}",
+                f"PyTorch {torch.__version__}\n\n{_COLUMNS}\n|{'---|' * 11}",
                 flush=True,
             )
             measured = []

@@ -9,7 +9,7 @@ from torch import Tensor
 from methods import Output, method_of_step
 from models import SegmentationModel
 from tools.bench.inputs import random_labels
-from tools.bench.measure import Action, medians, peak_mib
+from tools.bench.measure import medians, peak_mib
 from tools.bench.setup import CPU, Setup
 from trainer.checkpoint import new_model
 from trainer.config import Config
@@ -110,20 +110,27 @@ class Iteration:
         with torch.inference_mode(), autocast(self.config.train.amp, self.worker.device):
             self.old_model(self.batch[0])
 
+    def floor(self) -> None:
+        """The passes of both networks."""
+        self.student()
+        self.old()
+
     def _update(self) -> None:
         update(self.learner.network, self.optimizer, self.scaler, clip_grad_norm=None)
 
 
-def time_iteration(
-    setup: Setup, config: Config, num_classes: Sequence[int], repetitions: int, with_floor: bool
-) -> tuple[dict[str, float], float | None]:
-    """Median seconds of an iteration (and of its parts), and its peak memory in MiB."""
+def time_iteration(setup: Setup, config: Config, num_classes: Sequence[int]) -> tuple[float, float | None]:
+    """Median seconds of an iteration, and its peak memory in MiB."""
     iteration = Iteration(config, num_classes, setup.worker)
-    actions: dict[str, Action] = {"ours": iteration.run}
-    if with_floor:
-        actions |= {"student": iteration.student, "old": iteration.old}
-    return medians(actions, repetitions, setup.device), peak_mib(iteration.run, setup.device)
+    seconds = medians({"ours": iteration.run}, setup.repetitions(7), setup.device)["ours"]
+    return seconds, peak_mib(iteration.run, setup.device)
 
 
 def describe_model(config: Config) -> str:
     return f"{config.model.name} {config.model.backbone}"
+
+
+def describe_precision(config: Config) -> str:
+    """Say in what numbers an iteration computes, and whether it is compiled."""
+    precision = {"off": "float32"}.get(config.train.amp, config.train.amp)
+    return f"{precision}, compiled" if config.train.compile else precision

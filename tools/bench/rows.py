@@ -21,6 +21,7 @@ from datasets.transforms import EvaluateTransform, TrainTransform
 from methods import METHODS, means
 from models import DeepLabV3, SegOutput
 from models.output import upsample
+from tools.bench.flops import count_flops, fastest_product
 from tools.bench.inputs import (
     IDENTITY,
     Stored,
@@ -30,12 +31,13 @@ from tools.bench.inputs import (
     random_sample,
     write_samples,
 )
-from tools.bench.iteration import Iteration, describe_model, time_iteration
+from tools.bench.iteration import Iteration, describe_model, describe_precision, time_iteration
 from tools.bench.measure import Action, live_bytes, medians, peak_mib
 from tools.bench.setup import CPU, Row, Setup
 from trainer.checkpoint import new_model
 from trainer.config import Config
 from trainer.inference import autocast
+from trainer.kernels import fastest_convolutions
 from trainer.validation import evaluate
 from utils.distributed import Worker
 
@@ -111,10 +113,31 @@ def _objective(setup: Setup, name: str, batch: int, num_classes: int, num_new: i
 def step(setup: Setup) -> Iterator[Row]:
     """One iteration without data, against its floor: the passes of both networks and the update."""
     for config in setup.configs:
-        times, peak = time_iteration(setup, config, [20, 1], setup.repetitions(7), with_floor=True)
-        train = config.train
-        what = f"{describe_model(config)}, crop {train.crop_size}, batch {train.batch_size}"
-        yield Row("step", what, times["ours"], times["student"] + times["old"], 1.06, peak)
+        with fastest_convolutions(sizes_stay=True):
+            yield _step(setup, config)
+
+
+def _step(setup: Setup, config: Config) -> Row:
+    train, device = config.train, setup.device
+    size = 128 if setup.quick else 8192 if device.type == "cuda" else 2048
+    fastest = fastest_product(train.amp, device, size)
+    iteration = Iteration(config, [20, 1], setup.worker)
+    num_flops = count_flops(iteration.floor)
+    actions: dict[str, Action] = {"ours": iteration.run, "student": iteration.student, "old": iteration.old}
+    times = medians(actions, setup.repetitions(7), device)
+    ours, peak = times["ours"], peak_mib(iteration.run, device)
+    on_gpu = device.type == "cuda"
+    return Row(
+        "step",
+        f"{describe_model(config)}, {describe_precision(config)}, crop {train.crop_size}, batch {train.batch_size}",
+        ours,
+        times["student"] + times["old"],
+        1.06,
+        peak,
+        images_per_s=train.batch_size / ours,
+        mfu=num_flops / ours / fastest,
+        total_mib=torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else None,
+    )
 
 
 def evaluation(setup: Setup) -> Iterator[Row]:
@@ -203,9 +226,10 @@ def scaling(setup: Setup) -> Iterator[Row]:
     for crop_size, num_classes in tasks[:2] if setup.quick else tasks:
         train = setup.config.train.model_copy(update={"crop_size": crop_size})
         config = setup.config.model_copy(update={"train": train})
-        times, peak = time_iteration(setup, config, num_classes, setup.repetitions(7), with_floor=False)
+        with fastest_convolutions(sizes_stay=True):
+            seconds, peak = time_iteration(setup, config, num_classes)
         what = f"{sum(num_classes)} classes, {len(num_classes)} steps, crop {crop_size}, batch {train.batch_size}"
-        yield Row("scaling", what, times["ours"], peak_mib=peak)
+        yield Row("scaling", what, seconds, peak_mib=peak)
 
 
 def ddp(setup: Setup) -> Iterator[Row]:

@@ -36,7 +36,11 @@ class Setup:
 
 @dataclass(frozen=True)
 class Row:
-    """One line: seconds of ours and of its floor. logits_alive: tensors of the logits' size alive at once."""
+    """One line: seconds of ours and of its floor.
+
+    logits_alive: tensors of the logits' size alive at once. images_per_s: of an iteration. mfu: the share of the
+    device's matrix products that the passes of both networks make of it. total_mib: memory of a GPU in all.
+    """
 
     name: str
     what: str
@@ -45,6 +49,9 @@ class Row:
     aim: float | None = None
     peak_mib: float | None = None
     logits_alive: float | None = None
+    images_per_s: float | None = None
+    mfu: float | None = None
+    total_mib: float | None = None
 
     @property
     def ratio(self) -> float | None:

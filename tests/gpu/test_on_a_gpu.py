@@ -38,6 +38,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this mach
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 TRAINED = [name for name, method in METHODS.items() if method.trains]
 CASES = [*((method, "deeplabv3") for method in TRAINED), ("mbs", "segmenter")]
+SAME_EVERYWHERE = [case for case in CASES if case[0] != "star"]
+"""STAR's replay draws on the device, whose numbers are others than a CPU's."""
 
 
 def on_gpu(folder: Path, log: str, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -111,7 +113,7 @@ def _float64() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_float64")
-@pytest.mark.parametrize(("method", "model"), CASES)
+@pytest.mark.parametrize(("method", "model"), SAME_EVERYWHERE)
 def test_terms_gradients_and_update_are_those_of_a_cpu_in_float64(
     method: str, model: str, tmp_path: Path
 ) -> None:

@@ -394,13 +394,30 @@ def test_the_ablation_switches_every_part_by_itself_over_one_base_step() -> None
 def test_the_comparison_holds_every_method_in_both_settings() -> None:
     groups = read_sweep(ROOT / "configs/comparison/voc_animals.yaml")
     kinds = [(run.config.method.name, run.config.setting) for run in expand(groups, {})]
-    compared = {"mbs", "finetune", "joint", "lwf", "ilt", "mib", "plop", "ssul", "dkd"}
+    compared = {
+        *(
+            "mbs",
+            "finetune",
+            "joint",
+            "lwf",
+            "ilt",
+            "mib",
+            "plop",
+            "ssul",
+            "dkd",
+            "ewf",
+            "nest",
+            "star",
+            "barm",
+        ),
+        *("mbs_ucb", "plop_ucb", "ssul_ucb", "rcil", "dft", "segacil"),
+    }
     assert set(kinds) == {(method, setting) for method in compared for setting in ("overlap", "disjoint")}
     assert all(kinds.count((method, "disjoint")) == 3 for method in ("mbs", "finetune"))
     assert set(bases(groups, {}).values()) == {
         f"animals_{setting}_{method}_seed0"
         for setting in ("overlap", "disjoint")
-        for method in ("mbs", "ssul", "dkd")
+        for method in ("mbs", "star", "dkd", "dft", "ssul", "ssul_ucb")
     }
 
 

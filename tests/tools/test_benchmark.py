@@ -9,6 +9,7 @@ import torch
 
 from tests.support.cli import call_tool
 from tests.support.training import WORKER, tiny
+from tools.bench.flops import count_flops
 from tools.bench.iteration import Iteration
 from tools.bench.measure import live_bytes, medians, peak_mib
 from tools.bench.rows import ROWS
@@ -44,6 +45,11 @@ def test_every_row_has_its_figures(content: dict[str, Any]) -> None:
         else:
             assert row["ratio"] == pytest.approx(row["ours_s"] / row["floor_s"])
     assert all(row["logits_alive"] > 0 for row in rows if row["name"] == "objective")
+    steps = [row for row in rows if row["name"] == "step"]
+    assert len(steps) == 2
+    for row in steps:
+        assert row["images_per_s"] == pytest.approx(2 / row["ours_s"])
+        assert row["mfu"] > 0
     compared = {row["name"] for row in rows if row["floor_s"] is not None}
     assert compared == ROWS.keys() - {"scaling"}
 
@@ -75,6 +81,40 @@ def test_repetitions_take_turns_after_a_warm_up() -> None:
     seconds = medians({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, CPU)
     assert order == ["a", "b"] * 3
     assert seconds.keys() == {"a", "b"}
+
+
+def test_flops_are_two_a_multiply_and_add_forward_and_backward_compiled_or_not() -> None:
+    layer = torch.nn.Linear(5, 7, bias=False)
+    x = torch.randn(3, 5, requires_grad=True)
+    forward = 2 * 3 * 5 * 7
+
+    def action() -> None:
+        layer(x).sum().backward()
+
+    assert count_flops(lambda: layer(x)) == forward
+    assert count_flops(action) == 3 * forward  # the gradients of x and of the weights
+    layer.compile(backend="eager")
+    assert count_flops(action) == 3 * forward
+
+
+def test_what_is_set_beside_a_config_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    result = call_tool(
+        "benchmark",
+        "step",
+        "--quick",
+        "--set",
+        "train.amp=bf16",
+        "--set",
+        "train.batch_size=3",
+        "--json",
+        path,
+    )
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert [row["what"] for row in rows] == [
+        f"{model}, bf16, crop 32, batch 3" for model in ("deeplabv3 test_resnet", "segmenter test_vit")
+    ]
 
 
 def test_bytes_alive_at_once_are_counted_until_they_are_freed() -> None:

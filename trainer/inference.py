@@ -23,10 +23,13 @@ T = TypeVar("T")
 Found = TypeVar("Found")
 
 
+AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What `train.amp` computes in, once `auto` is settled."""
+
+
 def autocast(amp: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Mixed precision as the config asks for it."""
-    dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-    return torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
+    return torch.autocast(device.type, dtype=AMP_DTYPES[amp], enabled=amp != "off")
 
 
 @torch.inference_mode()

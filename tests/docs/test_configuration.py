@@ -5,39 +5,12 @@ from __future__ import annotations
 import re
 
 from tests.docs.pages import PAGES
+from tests.support.ours import OURS
 from tools.config_table import config_tables
 from trainer.config import Config
 from utils.config.section import choice_of
 
 MARKED = r"<!-- config_table:.*?-->\n(.*?)\n<!-- end of config_table -->"
-
-
-OURS = {
-    "method": {
-        "mbs",
-        "finetune",
-        "joint",
-        "lwf",
-        "ilt",
-        "mib",
-        "plop",
-        "ssul",
-        "dkd",
-        "ewf",
-        "nest",
-        "star",
-        "barm",
-        "mbs_ucb",
-        "plop_ucb",
-        "ssul_ucb",
-        "rcil",
-        "dft",
-        "ridge",
-        "segacil",
-    },
-    "data": {"voc", "ade20k", "cityscapes", "folder", "shapes"},
-    "model": {"deeplabv3", "segmenter"},
-}
 
 
 def test_the_tables_are_what_the_tool_prints_of_what_this_repository_holds() -> None:

@@ -13,20 +13,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
-import main
 import trainer.step
 from methods import METHODS
-from methods.base import Looks
-from tests.support.cli import call, call_tool, find_free_port, set_fields, write_tiny_config
+from tests.support.cli import call_main, call_tool, find_free_port, set_fields, write_tiny_config
 from tests.support.paths import ROOT
 from tests.support.training import outcome
-from tests.trainer.test_gradients import Iteration, make_batch, make_config, make_learner, relative_difference
-from tools.bench.iteration import OneBatch
+from tests.trainer.test_gradients import (
+    Iteration,
+    make_batch,
+    make_begun_learner,
+    make_config,
+    relative_difference,
+)
 from trainer.config import Config
 from trainer.iteration import Learner, backward
 from trainer.optim import build_optimizer
@@ -45,9 +48,7 @@ SAME_EVERYWHERE = [case for case in CASES if case[0] != "star"]
 def on_gpu(folder: Path, log: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run main.py on the GPU, in this process."""
     config = write_tiny_config(folder, report=False)
-    return call(
-        main.main, "main.py", "--device", "cuda", "--config", config, "--log", log, *set_fields(*overrides)
-    )
+    return call_main("--config", config, "--log", log, *set_fields(*overrides), device="cuda")
 
 
 def finished(folder: Path, log: str, *overrides: str) -> dict[str, Any]:
@@ -70,13 +71,11 @@ def first_losses(left: dict[str, Any]) -> dict[str, float]:
 
 def prepared_learner(config: Config, device: torch.device) -> Learner:
     """What learns in a step, after the looks that its method takes, moved to the device."""
-    learner = make_learner(config)
-    method, old_model = learner.method, learner.old_model
-    assert old_model is not None
-    method.begin_step(learner.model, cast(Looks, OneBatch(*make_batch(), config, Worker(CPU), old_model)))
+    learner = make_begun_learner(config)
+    assert learner.old_model is not None
     learner.network.to(device)
-    old_model.to(device)
-    method.state = {name: x.to(device) for name, x in method.state.items()}
+    learner.old_model.to(device)
+    learner.method.state = {name: x.to(device) for name, x in learner.method.state.items()}
     return learner
 
 

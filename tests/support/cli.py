@@ -74,9 +74,9 @@ def run_main(
     )
 
 
-def call_main(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def call_main(*arguments: str | Path, device: str = "cpu") -> subprocess.CompletedProcess[str]:
     """What `run_main` does, in this process, which has PyTorch loaded already."""
-    return call(main.main, "main.py", "--device", "cpu", *arguments)
+    return call(main.main, "main.py", "--device", device, *arguments)
 
 
 def call_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

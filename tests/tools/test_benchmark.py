@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.cli import call_tool
+from tests.support.cli import call_tool, set_fields
 from tests.support.training import WORKER, tiny
 from tools.bench.flops import count_flops
 from tools.bench.iteration import Iteration
@@ -103,10 +103,7 @@ def test_what_is_set_beside_a_config_is_measured(tmp_path: Path) -> None:
         "benchmark",
         "step",
         "--quick",
-        "--set",
-        "train.amp=bf16",
-        "--set",
-        "train.batch_size=3",
+        *set_fields("train.amp=bf16", "train.batch_size=3"),
         "--json",
         path,
     )

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from methods import METHODS, means
-from methods.base import Looks, Output
+from methods.base import Output
 from methods.finetune import Finetune
 from models import SegOutput
 from tests.support.cli import write_tiny_config
 from tests.support.fake_gpu import GPU, HostWaitsError, Watch, fake, make_fake
 from tests.support.training import WORKER, tiny, train
-from tests.trainer.test_gradients import make_batch, make_config, make_learner
-from tools.bench.iteration import OneBatch
+from tests.trainer.test_gradients import make_batch, make_begun_learner, make_config, make_learner
 from tools.bench.rows import OBJECTIVES
 from trainer import iteration
 from trainer.checks import uses_sync_batch_norm
@@ -50,12 +49,8 @@ class Unscaled:
 
 def make_fake_learner(config: Config, mode: FakeTensorMode, device: torch.device) -> Learner:
     """What learns in a step, after the looks that its method takes, on a device without values."""
-    learner = make_learner(config)
+    learner = make_begun_learner(config)
     method = learner.method
-    method.model = learner.model
-    assert learner.old_model is not None
-    looks = OneBatch(*make_batch(), config, WORKER, learner.old_model)
-    method.begin_step(learner.model, cast(Looks, looks))
     make_fake(learner.network, mode, device)
     if learner.old_model is not None:
         make_fake(learner.old_model, mode, device)

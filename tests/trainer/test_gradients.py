@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from datasets.tasks import build_task
 from methods import Output, Targets, method_of_step
+from methods.base import Looks
 from models import SegmentationModel
 from tests.support.cli import write_tiny_config
+from tools.bench.iteration import OneBatch
 from trainer.checkpoint import new_model
 from trainer.config import Config, load_config
 from trainer.iteration import Learner, backward, wrap
@@ -83,6 +85,15 @@ def make_learner(config: Config) -> Learner:
     method.model = model
     method.state = make_state(config.model.channels)
     return Learner(method, Network(model, method.modules), old_model)
+
+
+def make_begun_learner(config: Config) -> Learner:
+    """What learns in the step, after the looks that its method takes at the batch."""
+    learner = make_learner(config)
+    assert learner.old_model is not None
+    looks = OneBatch(*make_batch(), config, Worker(CPU), learner.old_model)
+    learner.method.begin_step(learner.model, cast(Looks, looks))
+    return learner
 
 
 def make_state(channels: int) -> Tensors:

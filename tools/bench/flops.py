@@ -4,8 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tools.bench.measure import Action, medians
-
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from trainer.inference import AMP_DTYPES
 
 
 def count_flops(action: Action) -> int:
@@ -23,8 +22,7 @@ def fastest_product(amp: str, device: torch.device, size: int) -> float:
 
     It stands for the most that the device can do. On GPUs, float32 is TF32 there as it is in cuDNN's convolutions.
     """
-    dtype = AMP_DTYPES.get(amp, torch.float32)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device).to(AMP_DTYPES[amp]) for _ in range(2))
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:

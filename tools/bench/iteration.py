@@ -15,6 +15,7 @@ from trainer.checkpoint import new_model
 from trainer.config import Config
 from trainer.inference import autocast
 from trainer.iteration import Learner, backward, wrap
+from trainer.kernels import fastest_convolutions
 from trainer.network import Network, make_parts
 from trainer.optim import build_optimizer, freeze_batch_norm
 from trainer.step import move, update, use_channels_last
@@ -119,6 +120,7 @@ class Iteration:
         update(self.learner.network, self.optimizer, self.scaler, clip_grad_norm=None)
 
 
+@fastest_convolutions(sizes_stay=True)
 def time_iteration(setup: Setup, config: Config, num_classes: Sequence[int]) -> tuple[float, float | None]:
     """Median seconds of an iteration, and its peak memory in MiB."""
     iteration = Iteration(config, num_classes, setup.worker)

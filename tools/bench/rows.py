@@ -113,10 +113,10 @@ def _objective(setup: Setup, name: str, batch: int, num_classes: int, num_new: i
 def step(setup: Setup) -> Iterator[Row]:
     """One iteration without data, against its floor: the passes of both networks and the update."""
     for config in setup.configs:
-        with fastest_convolutions(sizes_stay=True):
-            yield _step(setup, config)
+        yield _step(setup, config)
 
 
+@fastest_convolutions(sizes_stay=True)
 def _step(setup: Setup, config: Config) -> Row:
     train, device = config.train, setup.device
     size = 128 if setup.quick else 8192 if device.type == "cuda" else 2048
@@ -226,8 +226,7 @@ def scaling(setup: Setup) -> Iterator[Row]:
     for crop_size, num_classes in tasks[:2] if setup.quick else tasks:
         train = setup.config.train.model_copy(update={"crop_size": crop_size})
         config = setup.config.model_copy(update={"train": train})
-        with fastest_convolutions(sizes_stay=True):
-            seconds, peak = time_iteration(setup, config, num_classes)
+        seconds, peak = time_iteration(setup, config, num_classes)
         what = f"{sum(num_classes)} classes, {len(num_classes)} steps, crop {crop_size}, batch {train.batch_size}"
         yield Row("scaling", what, seconds, peak_mib=peak)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, Keys
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.support.report import CONFUSIONS, NAMES, write_run
 from utils.report.html import write_html_report
@@ -161,7 +162,10 @@ def test_light_and_dark_follow_the_reader_and_can_be_read(browser: Any, page: Pa
     run = open_page(browser, page)
     for scheme in ("light", "dark"):
         look_at(browser, 1400, scheme)
-        run("return new Promise((done) => setTimeout(done, 0))")
+        # The browser tells the page of the change with its next picture, and the plots are drawn anew then.
+        WebDriverWait(browser, 60).until(
+            lambda _: run(PAINT, ".xtick text", "fill") == run(PAINT, "h2", "color")
+        )
         (card,) = run(PAINT, "section:not(.problems)", "backgroundColor")
         assert (luminance(card) < 0.2) == (scheme == "dark")
         texts = run(PAINT, "h2, p, td", "color")

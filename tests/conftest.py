@@ -20,5 +20,5 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_tiny_run(folder: Path) -> None:
-    result = run_main("--config", write_tiny_config(folder), "--log", "run")
+    result = run_main("--config", write_tiny_config(folder, report=True), "--log", "run")
     assert result.returncode == 0, result.stderr

@@ -47,7 +47,7 @@ SAME_EVERYWHERE = [case for case in CASES if case[0] != "star"]
 
 def on_gpu(folder: Path, log: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run main.py on the GPU, in this process."""
-    config = write_tiny_config(folder, report=False)
+    config = write_tiny_config(folder)
     return call_main("--config", config, "--log", log, *set_fields(*overrides), device="cuda")
 
 
@@ -210,7 +210,7 @@ def test_memory_that_is_full_is_told_in_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_launcher_with_one_rank_trains_through_nccl(tmp_path: Path) -> None:
-    config = write_tiny_config(tmp_path, report=False)
+    config = write_tiny_config(tmp_path)
     launcher = [
         "-m",
         "torch.distributed.run",

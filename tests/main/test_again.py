@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,12 +36,8 @@ def reruns(place: Workplace) -> dict[str, tuple[Finished, dict[Path, int]]]:
     (copies["step_1_lost"].folder / "task.json").unlink()
     shutil.rmtree(copies["step_1_lost"].folder / "panels")
     overrides = {"rerun": ["data.num_workers=1", "logging.every=7"]}
-    with ThreadPoolExecutor(2) as pool:
-        started = {
-            name: (pool.submit(place.run, name, *overrides.get(name, [])), list_change_times(copy.folder))
-            for name, copy in copies.items()
-        }
-    return {name: (run.result(), before) for name, (run, before) in started.items()}
+    before = {name: list_change_times(copy.folder) for name, copy in copies.items()}
+    return {name: (place.run(name, *overrides.get(name, [])), before[name]) for name in copies}
 
 
 def test_same_command_gives_identical_weights_with_any_number_of_workers(place: Workplace) -> None:

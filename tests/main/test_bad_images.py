@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.cli import call_main, run_main, set_fields, write_tiny_config
+from tests.support.cli import call_main, set_fields, write_tiny_config
 from tests.support.data import Mask, cut_short, stripes, write_folder
 from tests.support.struck import run_ranks
 
@@ -102,7 +102,7 @@ def test_skipped_images_are_counted_and_named_once_over_all_ranks(workdir: Path)
 
 
 def test_a_bad_image_in_one_rank_is_told_by_that_rank(workdir: Path) -> None:
-    process = run_main(*arguments(workdir, "train", "one_rank"), ranks=2)
+    process = run_ranks(*arguments(workdir, "train", "one_rank"))
     assert process.returncode != 0
     assert process.stderr.count("error: training of step 1: wrong files (1)") == 1
     assert "b3.jpg: not an image" in process.stderr

@@ -29,7 +29,7 @@ LONG = (
 def command(folder: Path, log: str, *overrides: str) -> list[str]:
     return [
         "--config",
-        str(write_tiny_config(folder, report=False)),
+        str(write_tiny_config(folder)),
         "--log",
         log,
         *set_fields(*LONG, *overrides),

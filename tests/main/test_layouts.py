@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 import trainer.run
+from tests.support.loaded import start
 from tests.support.training import SEGMENTER, tiny, train, weights
 from trainer.checkpoint import checkpoint_path
 from trainer.config import Config
@@ -27,8 +27,9 @@ LEARNS = (  # long enough to tell classes apart
 )
 
 
-def train_rank(rank: int, num_ranks: int, config: Config) -> None:
+def train_rank(rank: int, num_ranks: int, config: Config, dtype: torch.dtype) -> None:
     """One process of a run."""
+    torch.set_default_dtype(dtype)
     store = f"file://{config.output_dir}/{config.log}_store"
     dist.init_process_group("gloo", store, timedelta(minutes=2), rank=rank, world_size=num_ranks)
     try:
@@ -39,13 +40,11 @@ def train_rank(rank: int, num_ranks: int, config: Config) -> None:
 
 
 def train_layout(ranks: int, config: Config) -> dict[str, Any]:
-    """A run of several processes, which share what this one has loaded; returns its results.json."""
+    """A run of several processes; returns its results.json."""
     if ranks == 1:
         return train(config)
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=train_rank, args=(rank, ranks, config)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
+    dtype = torch.get_default_dtype()
+    processes = [start(train_rank, rank, ranks, config, dtype) for rank in range(ranks)]
     for process in processes:
         process.join(timeout=240)
     assert [process.exitcode for process in processes] == [0] * ranks

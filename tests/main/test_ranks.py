@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.support.cli import run_main, set_fields, write_tiny_config
+from tests.support.cli import set_fields, write_tiny_config
 from tests.support.runs import Workplace
+from tests.support.struck import run_ranks
 from tests.support.training import SEGMENTER, WORKER
 from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model
 from trainer.config import load_config
@@ -49,7 +50,7 @@ def test_ranks_say_that_batch_norm_is_not_synchronised_on_cpus(place: Workplace)
 def test_two_ranks_run_a_segmenter_with_held_out_images_through_the_command_line(tmp_path: Path) -> None:
     path = write_tiny_config(tmp_path)
     fields = set_fields(*SEGMENTER, "val_fraction=0.25", "checkpoint=best_holdout", "train.num_epochs=2")
-    process = run_main("--config", path, "--log", "two", *fields, ranks=2)
+    process = run_ranks("--config", path, "--log", "two", *fields)
     assert process.returncode == 0, process.stderr
     folder = tmp_path / "runs" / "two"
     results = json.loads((folder / "results.json").read_text())

@@ -259,12 +259,11 @@ def test_exemplars_in_memory_are_summed_too(folder: Path) -> None:
     assert counts[0] > counts[1]
 
 
-@pytest.mark.parametrize("size", ["32x48", "dynamic"])
-def test_a_solved_model_is_exported_to_onnx(folder: Path, tmp_path: Path, size: str) -> None:
+def test_a_solved_model_is_exported_to_onnx(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     path = checkpoint_path(folder / "runs/ridge", 1)
     output = tmp_path / "model.onnx"
-    process = call_tool("export", path, "--format", "onnx", "--size", size, "--output", output)
+    process = call_tool("export", path, "--format", "onnx", "--size", "dynamic", "--output", output)
     assert process.returncode == 0, process.stderr
     assert output.is_file()
 

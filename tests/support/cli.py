@@ -22,7 +22,7 @@ from tests.support.paths import ROOT
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def write_tiny_config(folder: Path, report: bool = True) -> Path:
+def write_tiny_config(folder: Path, report: bool = False) -> Path:
     """Write a config that trains in a second into `folder` and return its path; its runs go to folder/runs.
 
     report: whether plots and report.html are drawn, which takes longer than the rest.

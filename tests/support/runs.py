@@ -86,10 +86,9 @@ class Workplace:
         """Command line of a run."""
         return ["--config", str(self.config), "--log", name, *set_fields(*overrides)]
 
-    def run(self, name: str, *overrides: str, **how: Any) -> Finished:
-        """Run main.py, and wait for it."""
-        process = run_main(*self.arguments(name, *overrides), **how)
-        return Finished(process, self.folder / "runs" / name)
+    def run(self, name: str, *overrides: str) -> Finished:
+        """Run main.py in this process."""
+        return Finished(call_main(*self.arguments(name, *overrides)), self.folder / "runs" / name)
 
     def finished(self, name: str) -> Finished:
         """The run of a name in `list_commands`, which is not to be changed."""
@@ -114,7 +113,7 @@ class Workplace:
 
 def furnish(folder: Path) -> None:
     """Write what the runs read: the config, and a tiny data set of every file-based kind."""
-    write_tiny_config(folder)
+    write_tiny_config(folder, report=True)
     write_data_sets(folder)
 
 

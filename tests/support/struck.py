@@ -1,12 +1,8 @@
-"""main.py in processes that signals strike at moments of their work that are always the same.
-
-They share what this process has loaded: starting PyTorch anew takes longer than the runs.
-"""
+"""main.py in processes that signals strike at moments of their work that are always the same."""
 
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -18,6 +14,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import main
 from tests.support.cli import LAUNCHER_VARIABLES, find_free_port
+from tests.support.loaded import start
 
 TRAINING = "trainer.step.update"
 EVALUATION = "trainer.validation.iou_per_class"
@@ -71,28 +68,7 @@ class Forked:
         launch: LaunchConfig | None = None,
     ) -> None:
         self.stderr = Path(arguments[1]).parent / f"stderr_{os.urandom(4).hex()}"
-        context = multiprocessing.get_context("fork")
-        self.process = context.Process(target=self._run, args=(arguments, strikes, environment, launch))
-        self.process.start()
-
-    def _run(
-        self,
-        arguments: Sequence[str],
-        strikes: Sequence[Strike],
-        environment: dict[str, Any],
-        launch: LaunchConfig | None,
-    ) -> None:
-        os.setpgid(0, 0)
-        for name in LAUNCHER_VARIABLES:
-            os.environ.pop(name, None)
-        os.environ.update({name: str(value) for name, value in environment.items()})
-        sys.argv = ["main.py", "--device", "cpu", *arguments]
-        with Path(os.devnull).open("w") as sys.stdout, self.stderr.open("w") as sys.stderr:
-            os.dup2(sys.stderr.fileno(), 2)
-            if launch is None:
-                run_struck(strikes)
-            else:
-                elastic_launch(launch, run_struck)(strikes)
+        self.process = start(run_apart, arguments, strikes, environment, launch, self.stderr)
 
     def end(self, seconds: float = 120) -> tuple[int, str]:
         """Wait for it; return its exit code and what it has written to stderr."""
@@ -100,6 +76,27 @@ class Forked:
         code = self.process.exitcode
         assert code is not None, self.stderr.read_text()
         return code, self.stderr.read_text()
+
+
+def run_apart(
+    arguments: Sequence[str],
+    strikes: Sequence[Strike],
+    environment: dict[str, Any],
+    launch: LaunchConfig | None,
+    stderr: Path,
+) -> None:
+    """What the process of `Forked` does."""
+    os.setpgid(0, 0)
+    for name in LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    sys.argv = ["main.py", "--device", "cpu", *arguments]
+    with Path(os.devnull).open("w") as sys.stdout, stderr.open("w") as sys.stderr:
+        os.dup2(sys.stderr.fileno(), 2)
+        if launch is None:
+            run_struck(strikes)
+        else:
+            elastic_launch(launch, run_struck)(strikes)
 
 
 def run_struck(strikes: Sequence[Strike]) -> None:

@@ -24,7 +24,7 @@ SEGMENTER = (
 
 def tiny(folder: Path, log: str, *overrides: str) -> Config:
     """The config of a tiny run whose report is not drawn, as long as `overrides` do not ask for it."""
-    return load_config(write_tiny_config(folder, report=False), overrides, log=log)
+    return load_config(write_tiny_config(folder), overrides, log=log)
 
 
 def train(config: Config) -> dict[str, Any]:

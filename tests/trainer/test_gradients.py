@@ -1,6 +1,5 @@
 """trainer/iteration.py: however a batch is cut, over ranks or micro-batches, the gradient is the same."""
 
-import multiprocessing
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from methods import Output, Targets, method_of_step
 from methods.base import Looks
 from models import SegmentationModel
 from tests.support.cli import write_tiny_config
+from tests.support.loaded import start
 from tools.bench.iteration import OneBatch
 from trainer.checkpoint import new_model
 from trainer.config import Config, load_config
@@ -261,8 +261,7 @@ def run_two_ranks(folder: Path, *arguments: Any) -> None:
     """Let two processes leave their iterations in the folder; arguments: as `run_rank` takes them from `model` on."""
     for rank in range(2):
         (folder / str(rank)).mkdir()
-    other = multiprocessing.get_context("spawn").Process(target=run_rank, args=(1, 2, folder, *arguments))
-    other.start()
+    other = start(run_rank, 1, 2, folder, *arguments)
     run_rank(0, 2, folder, *arguments)
     other.join()
     assert other.exitcode == 0

@@ -72,6 +72,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 copy / f"pets/photos/{split}/{name}.jpg", copy / f"pets/masks/{split}/{name}.png", mask
             )
     (copy / "pets.yaml").write_text(yaml.safe_dump(CONFIG))
+    (copy / "sweep.yaml").write_text(
+        yaml.safe_dump({"config": "pets.yaml", "methods": ["steady", "mbs", "ssul"]})
+    )
     return copy
 
 
@@ -85,16 +88,6 @@ CONFIG = {
 }
 
 
-def call(copy: Path, *command: str) -> str:
-    """Run a command in the copy and return what it prints."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "NUM_GPUS": "1"}
-    found = subprocess.run(
-        command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
-    return found.stdout
-
-
 END = "\n-- end of a command --\n"
 CALL_EACH = f"""
 import json, runpy, sys
@@ -106,22 +99,33 @@ for sys.argv in json.loads(sys.argv[1]):
             raise
     print({END!r}, end="", flush=True)
 """
-
-
-def call_tools(copy: Path, *commands: list[str]) -> list[str]:
-    """Run tools in the copy, `[name, *arguments]` each, all in one process; return what each prints."""
-    given = [[f"tools.{name}", *arguments] for name, *arguments in commands]
-    return call(copy, sys.executable, "-c", CALL_EACH, json.dumps(given)).split(END)[:-1]
+RUN = Path("runs/pets")
+COMMANDS = {
+    "run": ["main", "--device", "cpu", "--config", "pets.yaml"],
+    "table": ["tools.summarize", str(RUN), "--group-by", "method,dataset"],
+    "masks": ["tools.predict", str(RUN / "checkpoints/step_1.pth"), "pets/photos/val", "--output", "out"],
+    "sweep": ["tools.sweep", "sweep.yaml", "--dry-run"],
+    "configuration": ["tools.config_table"],
+    "tests": ["pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *TABLES],
+}
 
 
 @pytest.fixture(scope="module")
-def run_dir(copy: Path) -> Path:
-    """The folder of a run of two steps with all that was added."""
-    call(copy, sys.executable, "main.py", "--device", "cpu", "--config", "pets.yaml")
-    return copy / "runs" / "pets"
+def said(copy: Path) -> dict[str, str]:
+    """What commands say in the copy, one after another in one process; none of them fails."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "NUM_GPUS": "1"}
+    command = [sys.executable, "-c", CALL_EACH, json.dumps(list(COMMANDS.values()))]
+    found = subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
+    return dict(zip(COMMANDS, found.stdout.split(END)[:-1], strict=True))
 
 
-def test_two_steps_train_with_an_own_divisor_part_state_and_end_of_the_step(run_dir: Path) -> None:
+def test_two_steps_train_with_an_own_divisor_part_state_and_end_of_the_step(
+    copy: Path, said: dict[str, str]
+) -> None:
+    run_dir = copy / RUN
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     terms = [
         set(line) - {"step", "iteration", "epoch", "loss", "lr", "images_per_second"}
@@ -137,32 +141,23 @@ def test_two_steps_train_with_an_own_divisor_part_state_and_end_of_the_step(run_
     assert (results["method"], results["dataset"], len(results["steps"])) == ("steady", "pets", 2)
 
 
-def test_the_commands_know_what_was_added(copy: Path, run_dir: Path) -> None:
-    (copy / "sweep.yaml").write_text(
-        yaml.safe_dump({"config": "pets.yaml", "methods": ["steady", "mbs", "ssul"]})
-    )
-    table, _, commands, configuration = call_tools(
-        copy,
-        ["summarize", str(run_dir), "--group-by", "method,dataset"],
-        ["predict", str(run_dir / "checkpoints/step_1.pth"), "pets/photos/val", "--output", "out"],
-        ["sweep", "sweep.yaml", "--dry-run"],
-        ["config_table"],
-    )
-    assert "| steady | pets | 1 |" in table
+def test_the_commands_know_what_was_added(copy: Path, said: dict[str, str]) -> None:
+    assert "| steady | pets | 1 |" in said["table"]
     assert len(list((copy / "out").rglob("*.png"))) >= 8
     bases = {
         line.split("--log ")[1].split()[0]: re.findall(r"init_from=(\S+)", line)
-        for line in commands.splitlines()
+        for line in said["sweep"].splitlines()
     }
     assert bases == {
         "sweep_steady": [],
         "sweep_mbs": ["runs/sweep_steady/checkpoints/step_0.pth"],
         "sweep_ssul": [],
     }, "one base step for softmaxes, one for sigmoids"
+    configuration = said["configuration"]
     assert "| `method.old_share` | `0.5` | Share of the old weights at the end of a step. |" in configuration
     assert "`voc`, `ade20k`, `cityscapes`, `folder`, `shapes`" in configuration
 
 
-def test_no_test_that_goes_over_the_tables_breaks(copy: Path) -> None:
-    said = call(copy, sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *TABLES)
-    assert " failed" not in said
+def test_no_test_that_goes_over_the_tables_breaks(said: dict[str, str]) -> None:
+    assert "[100%]" in said["tests"]
+    assert " failed" not in said["tests"]

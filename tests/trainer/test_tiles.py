@@ -73,7 +73,8 @@ def test_tiles_cover_every_pixel_and_agree_with_the_whole(
     monkeypatch.setattr(tiles, "LARGEST_SEEN", 1)
     monkeypatch.setattr(tiles, "SIDE", 96)
     monkeypatch.setattr(tiles, "MARGIN", 64)
-    evaluate = config.evaluate.model_copy(update={"mode": mode, "stride": 16 if mode == "sliding" else None})
+    stride = 16 if mode == "sliding" else None
+    evaluate = config.evaluate.model_copy(update={"mode": mode, "stride": stride, "batch_size": 16})
     config = config.model_copy(update={"evaluate": evaluate})
     image = draw(300, 420)
     expected = predict(model, image[None], [torch.Size(size)], config)[0].numpy()

@@ -243,6 +243,7 @@ def ddp(setup: Setup) -> Iterator[Row]:
     yield Row("ddp", what, two, one)
 
 
+@fastest_convolutions(sizes_stay=True)
 def _ddp_rank(rank: int, setup: Setup, folder: Path) -> None:
     """Alone and together in turns; rank 0 leaves the median seconds of an iteration of both."""
     torch.set_num_threads(1)

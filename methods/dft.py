@@ -29,8 +29,14 @@ class DFTBase(Method):
 
     @classmethod
     def check(cls, config: Any) -> list[str]:
-        """Refuse models whose classes are not rows of a 1x1 classifier."""
-        return refuse_without_rows(config)
+        """Refuse models whose classes are not rows of a 1x1 classifier, and fusing rows that a step moves into them."""
+        problems = refuse_without_rows(config)
+        if config.train.fuse_old_weights and config.method.preallocate:
+            problems.append(
+                f"train.fuse_old_weights: fuses weight by weight, and method {config.method.name} moves its rows to "
+                "come into the network with every step; set it or method.preallocate to false"
+            )
+        return problems
 
     def parts(self, channels: int) -> dict[str, nn.Module]:
         """Return the rows of the classes that the model does not have yet: of the step, until they are added, and of

@@ -8,6 +8,8 @@ from methods.mib import MiB
 class EWF(MiB):
     """MiB with both switches of the trainer that any method can have: `trainer/fusion.py` has the formula.
 
+    Ours: BatchNorm is frozen in incremental steps unless `train.freeze_bn` is false; the authors' recipe trains it.
+
     The authors' released code fuses PLOP's steps, too: `method: plop` with the same two switches.
     """
 

@@ -156,12 +156,15 @@ class Transformation:
 
     @torch.no_grad()
     def hand_over(self, old_rows: Tensor, old_biases: Tensor, align: bool) -> tuple[Tensor, Tensor]:
-        """Return the rows and biases with which the step begins; the background keeps its norm and its bias.
+        """Return the rows and biases with which the step begins; the background keeps its bias.
 
-        align: new rows get the mean norm of the K_old others, new biases together the norm of the old ones.
+        align: the background keeps its norm, new rows get the mean norm of the K_old others, new biases together the
+        norm of the old ones.
         """
         background, new = self.rows(old_rows)
-        kept = torch.cat([with_norm(background, old_rows[:1].norm()), old_rows[1:]])
+        if align:
+            background = with_norm(background, old_rows[:1].norm())
+        kept = torch.cat([background, old_rows[1:]])
         biases = self.biases.detach()
         if align:
             new = new * kept.norm(dim=1).mean() / positive(new.norm(dim=1).mean())

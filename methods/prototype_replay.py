@@ -54,6 +54,8 @@ def plan_replay(
         seen = labels_on_grid(old.logits.argmax(dim=1), size)
         found += torch.bincount(seen[labels_on_grid(labels, size) == 0], minlength=num_old)
     found, counts = looks.sum(found), state["counts"].clone()
+    # A class of which no step has shown a cell has no statistics, whatever the old model takes for it.
+    found = found.masked_fill(counts == 0, 0)
     comes_again = looks.setting == "overlap"
     background = counts[0] * (1 - OVERLAP_LOSS * num_new if comes_again else 1)
     missing = counts - found if comes_again else counts

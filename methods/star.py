@@ -1,6 +1,6 @@
 """STAR (NeurIPS 2023): old classes are replayed as features drawn from what every step keeps of its classes."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,7 @@ class STAR(STARBase):
         """Factor of the distillation of the background's score, a mean over pixels (ours)."""
 
     options: Options
+    defaults: ClassVar = {"train": {"freeze_dropout": True}}
     base_step = STARBase
     needs_old_model = True
     begins_with = "counts"

@@ -146,8 +146,9 @@ class DeepLabV3(SegmentationModel):
         return newest if unknown is None else [*newest, *unknown.parameters()]
 
     def classifier_parameters(self) -> list[nn.Parameter]:
-        rows = list(self.residual_background.rows.parameters()) if self.residual_background else []
-        return super().classifier_parameters() + rows
+        added = self.residual_background
+        modules = [*added.rows, *added.newest_ear()] if added else []
+        return super().classifier_parameters() + [p for module in modules for p in module.parameters()]
 
     def background_parameters(self) -> list[nn.Parameter]:
         if not isinstance(self.classifier, OwnHeads):

@@ -28,9 +28,14 @@ class ResidualBackground(nn.Module):
             self.ears.append(copy.deepcopy(shared).requires_grad_(True))
 
     def newest_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the newest step, none before there is one."""
-        newest = [modules[-1] for modules in (self.rows, self.ears) if len(modules)]
+        """Return what the newest step trains, none before there is one; an ear's BatchNorm stays as it was copied."""
+        newest = [*self.rows[-1:], *self.newest_ear()]
         return [parameter for module in newest for parameter in module.parameters()]
+
+    def newest_ear(self) -> list[nn.Module]:
+        """Return the layers of the newest step's ear but its BatchNorm, none where there is none."""
+        layers = self.ears[-1].modules() if len(self.ears) else ()
+        return [layer for layer in layers if isinstance(layer, nn.Conv2d)]
 
     def forward(
         self, x: Tensor, shared: Tensor, heads: Iterable[nn.Module]

@@ -67,11 +67,17 @@ def fusion_of(session: Session, step: Step, network: Network) -> Fusion | None:
     if step.index == 0 or not session.config.train.fuse_old_weights:
         return None
     before = load_checkpoint(checkpoint_path(session.run_dir, step.index - 1), remedy=RERUN)
-    gone = sorted(before["model"].keys() - network.model.state_dict().keys())
+    weights = {name: before[name] for name in ("model", "parts")}
+    now = {"model": network.model.state_dict(), "parts": network.parts.state_dict()}
+    gone = sorted(
+        name
+        for of, entries in weights.items()
+        for name, x in entries.items()
+        if name not in now[of] or now[of][name].shape != x.shape
+    )
     if gone:
         raise ValueError(
             f"train.fuse_old_weights: step {step.index} of method {session.config.method.name} trains a network "
-            f"without {gone[0]}, which the one before it has; set it to false"
+            f"without {gone[0]}, or with one of another shape, than the one before it has; set it to false"
         )
-    weights = {name: before[name] for name in ("model", "parts")}
     return Fusion(weights, share_of_new(step.num_old, step.num_new))

@@ -69,6 +69,8 @@ class TrainConfig(Section):
     """Largest norm of the gradient; null does not clip."""
     freeze_bn: bool = True
     """Keep BatchNorm (statistics and affine) as the base step left it in incremental steps."""
+    freeze_dropout: bool = False
+    """Leave dropout out of incremental steps."""
     freeze_extractor: bool = False
     """Train the classifier of the new classes only in incremental steps (SSUL)."""
     freeze_old_classes: bool = False

@@ -129,7 +129,7 @@ def use_channels_last(*modules: nn.Module | None) -> None:
 
 
 def prepare_for_training(model: SegmentationModel, step: Step, train: TrainConfig) -> None:
-    """Put the model into training mode; incremental steps freeze BatchNorm, old classes, or all but the new classes.
+    """Put the model into training mode; incremental steps freeze BatchNorm, dropout, old classes, or all but new ones.
 
     `train` says which. A method's own modules always train.
     """
@@ -140,6 +140,10 @@ def prepare_for_training(model: SegmentationModel, step: Step, train: TrainConfi
         model.eval().requires_grad_(False)
     elif train.freeze_bn:
         freeze_batch_norm(model)
+    if train.freeze_dropout:
+        for module in model.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.eval()
     if train.freeze_old_classes:
         for parameter in model.classifier_parameters():
             parameter.requires_grad_(False)

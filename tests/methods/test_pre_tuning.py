@@ -141,6 +141,9 @@ def test_the_background_keeps_its_norm_and_new_biases_take_that_of_the_old_ones_
     weight, bias = start.hand_over(rows, torch.tensor([3.0, 0.0, 4.0]), align=True)
     assert weight[:3].tolist() == [[5, 0], [0, 1], [1, 0]]
     assert bias.tolist() == [3, 0, 4, 5, 0]
+    weight, bias = start.hand_over(rows, torch.tensor([3.0, 0.0, 4.0]), align=False)
+    assert weight[:3].tolist() == [[18, 0], [0, 1], [1, 0]], "as it was tuned"
+    assert bias.tolist() == [3, 0, 4, 1, 0]
 
 
 def test_a_class_without_a_pixel_starts_as_a_mean_of_the_old_rows() -> None:

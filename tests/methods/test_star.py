@@ -10,8 +10,10 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from datasets import shapes
+from datasets.tasks import build_task
 from methods import Output
 from methods.base import Looks
 from methods.mbs import MBS
@@ -22,8 +24,9 @@ from tests.support.outputs import LABELS, NUM_OLD, OLD, OUTPUT, make_method, ter
 from tests.support.training import SEGMENTER, outcome, tiny, train
 from tests.trainer.test_gradients import make_state
 from tests.trainer.test_resume import Killed, killed_before
-from trainer.checkpoint import checkpoint_path, load_checkpoint, restore_model
+from trainer.checkpoint import checkpoint_path, load_checkpoint, new_model, restore_model
 from trainer.config import Config
+from trainer.step import prepare_for_training
 
 NEW = {"setting": "overlap", "iterations_per_epoch": 50}
 
@@ -67,6 +70,27 @@ def test_where_they_do_not_what_they_show_counts_on_by_hand(setting: str) -> Non
     assert state["replayed"].bincount().tolist() == [0, 100, 2]
     assert state["background_ratio"].item() == pytest.approx(1000 / 600)
     assert state["counts"].tolist() == pytest.approx([1600, 6000, 130])
+
+
+@pytest.mark.parametrize("setting", ["overlap", "disjoint", "partitioned"])
+def test_a_class_that_no_step_has_shown_is_not_replayed_whatever_the_old_model_takes_for_it(
+    setting: str,
+) -> None:
+    state = {"counts": torch.tensor([1000.0, 0.0, 130.0]).double()}
+    looks = Seen([0] * 300 + [1] * 500, setting=setting, iterations_per_epoch=1)
+    for _ in range(2):
+        plan_replay(state, cast(Looks, looks), cast(SegmentationModel, None), NUM_OLD, 1)
+        assert state["counts"][1] == 0
+        assert 1 not in state["replayed"]
+
+
+def test_dropout_rests_in_incremental_steps_only(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "star", "method=star", "model.dropout=0.1")
+    model = new_model(config, [3, 2])
+    for step, is_on in zip(build_task(config.task, shapes.CLASSES).steps, (True, False), strict=True):
+        prepare_for_training(model, step, config.train)
+        assert model.training
+        assert {m.training for m in model.modules() if isinstance(m, nn.Dropout) and m.p} == {is_on}
 
 
 def test_without_background_in_the_images_it_weighs_nothing_more() -> None:

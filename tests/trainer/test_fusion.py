@@ -149,6 +149,10 @@ def test_epochs_are_scored_by_the_weights_with_which_the_step_would_end(tmp_path
             ["method=ridge", "model.pretrained=true", "train.freeze_old_classes=true"],
             r"train\.freeze_old_classes: method\.name ridge trains no weights",
         ),
+        (
+            ["method=dft", "train.freeze_extractor=false", FUSED[0]],
+            r"train\.fuse_old_weights: .* moves its rows to come into the network",
+        ),
         (["method=finetune", "task=domains_11-5", FUSED[0]], r"train\.fuse_old_weights: .* brings domains"),
     ],
 )

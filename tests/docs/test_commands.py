@@ -100,6 +100,11 @@ def check_download_voc(argv: list[str]) -> None:
     assert len(argv) <= 1
 
 
+def check_rare_shapes(argv: list[str]) -> None:
+    """It takes the folder to draw into."""
+    assert len(argv) == 1
+
+
 def check_requirements(argv: list[str]) -> None:
     """The file of requirements is there."""
     option, file = argv
@@ -128,6 +133,7 @@ CHECKS = [
         "training takes minutes; the data and checkpoints of others are absent",
     ),
     Check(("python", "-m", "docs.results.bf16_simulated"), check_main, "takes the arguments of main.py"),
+    Check(("python", "-m", "docs.results.rare_shapes"), check_rare_shapes, "draws 450 images"),
     Check(("torchrun",), check_torchrun, "needs GPUs, or several processes"),
     Check(("python", "-m", "torch.distributed.launch"), check_launch, "needs GPUs, or several processes"),
     Check(("bash", "main.sh"), check_sweep, "training takes hours"),

@@ -120,7 +120,13 @@ def _list_cities(folder: Path, problems: list[str] | None) -> dict[str, Path]:
         raise FileNotFoundError(f"{folder}: no such folder. {EXPECTED}") from None
     files: dict[str, Path] = {}
     for city in cities:
-        files |= list_files(folder / city, {".png"}, EXPECTED, problems)
+        found = list_files(folder / city, {".png"}, EXPECTED, problems)
+        if twice := sorted(files.keys() & found.keys()):
+            raise DataError(
+                f"{found[twice[0]]}: {files[twice[0]].parent} has a file of this name, too ({len(twice)} in all); "
+                "keep one of them"
+            )
+        files |= found
     return files
 
 

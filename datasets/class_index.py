@@ -169,9 +169,12 @@ def map_in_processes(
         with ProcessPoolExecutor(num_workers, initializer=leave_signals_to_parent) as executor:
             with held_back():
                 results = executor.map(function, jobs, chunksize=chunksize)
-            for result in results:
-                yield result
-                bar.update()
+            try:
+                for result in results:
+                    yield result
+                    bar.update()
+            finally:  # the executor would wait for all that is left
+                executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _read_mask(job: MaskJob) -> list[int] | str:

@@ -84,6 +84,8 @@ class Task:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What is unusual about the task: a last step that is shorter than the others of its name."""
+        if self.domains:
+            return ()
         base, _, increment = self.name.partition("-")
         last = self.steps[-1]
         if last.index == 0 or "-" in increment or not increment or last.num_new == int(increment):

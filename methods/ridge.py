@@ -96,7 +96,7 @@ class Ridge(ClosedForm):
                 x = images
                 if scale != 1:
                     sides = [max(1, round(scale * side)) for side in images.shape[2:]]
-                    x = F.interpolate(images, sides, mode="bilinear", antialias=True)
+                    x = F.interpolate(images.float(), sides, mode="bilinear", antialias=True)
                 yield x, labels
                 if self.options.flips:
                     yield x.flip(3), labels.flip(2)

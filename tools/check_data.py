@@ -124,7 +124,7 @@ def find_gaps(
     for step, ids in zip(task.steps, selected, strict=True):
         if len(ids) >= config.train.batch_size or (step.index == 0 and config.takes_base):
             continue
-        where = f"step {step.index} ({', '.join(task.new_class_names(step))})"
+        where = f"step {step.index} ({', '.join(task.new_names(step))})"
         told = f"{where}: {len(ids)} training images in setting '{config.setting}'"
         if ids:
             warnings.append(

@@ -8,10 +8,9 @@ in the seed only are one entry, mean ± standard deviation. docs/published.tsv h
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from utils.arguments import new_parser
-from utils.files import write_atomic
+from utils.arguments import add_overwrite, fail, new_parser, to_path
+from utils.files import check_output, write_atomic
 
 EXAMPLES = """
 python -m tools.compare runs/voc_15-1
@@ -27,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("input")
     what.add_argument(
         "runs",
-        type=Path,
+        type=to_path,
         nargs="+",
         metavar="RUN",
         help="folders of finished runs, and tables of runs (.jsonl)",
@@ -44,8 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="appendix: how a paper should state the runs, without the rows; default: text",
     )
     how.add_argument(
-        "--plot", type=Path, metavar="FILE", help="write a figure of runs and rows over tasks there (PNG)"
+        "--plot", type=to_path, metavar="FILE", help="write a figure of runs and rows over tasks there (PNG)"
     )
+    add_overwrite(how)
     return parser
 
 
@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "appendix": format_statement,
     }
     try:
+        if args.plot is not None:
+            check_output("--plot", args.plot, args.runs, args.overwrite)
         if args.rows < 0:
             raise ValueError(f"--rows {args.rows}: expected 0, for all, or more")
         rows = read_rows()
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             write_atomic(args.plot, draw(comparisons))
     except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        fail(parser, error)
     print(formats[args.format](comparisons, args.rows), end="")
     for line in describe_image_differences(finished):
         print(line, file=sys.stderr if args.format == "json" else sys.stdout)

@@ -14,6 +14,7 @@ from models import ModelInfo, SegmentationModel, load_model
 from trainer.config import Config, make_config
 from trainer.labelled import describe_unlabelled
 from trainer.plan import open_evaluation
+from trainer.precision import check_same_precision, settle_precision
 from trainer.validation import validate
 from utils.arguments import add_checkpoint, add_device, add_overwrite, add_set, fail, new_parser, to_path
 from utils.distributed import Worker, process_group
@@ -120,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"--data {args.data}: data.name={config.data.name} lies in no files; leave --data out"
             )
         with process_group(args.device, config.distributed.timeout) as worker:
+            config = settle_precision(config, worker.device)
+            check_same_precision(config, worker)
             entry = evaluate_model(model.to(worker.device), info, config, worker)
             if worker.is_main:
                 print(format_entry(entry))

@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.arguments import new_parser
-from utils.files import write_atomic
+from utils.arguments import add_overwrite, fail, new_parser, to_path
+from utils.files import check_output, write_atomic
 from utils.units import format_size
 
 EXAMPLES = """
@@ -24,15 +24,16 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = new_parser("python -m tools.publish", __doc__, EXAMPLES)
     what = parser.add_argument_group("input")
-    what.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    what.add_argument("run", type=to_path, metavar="RUN", help="folder of a run")
     what.add_argument(
         "--step", type=int, default=0, metavar="N", help="a finished step; default: 0, the base step"
     )
     how = parser.add_argument_group("output")
     how.add_argument(
-        "--output", type=Path, default=Path("published"), metavar="FOLDER", help="default: published"
+        "--output", type=to_path, default=Path("published"), metavar="FOLDER", help="default: published"
     )
     how.add_argument("--name", help="name of the files and of the entry; default: the run's and the step")
+    add_overwrite(how)
     how.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: float16")
     how.add_argument("--url", default="", help="address at which the file will lie; default: none yet")
     how.add_argument("--licence", default="", metavar="TEXT", help="licence of the weights, for the card")
@@ -57,8 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"--step {args.step}: {args.run} has finished {len(results['steps'])} steps, 0 to "
                 f"{len(results['steps']) - 1}"
             )
-        checkpoint = load_checkpoint(checkpoint_path(args.run, args.step))
+        source = checkpoint_path(args.run, args.step)
+        checkpoint = load_checkpoint(source)
         name = args.name or f"{args.run.resolve().name}_step_{args.step}"
+        for suffix in (".pth", ".json", ".md"):
+            check_output("--output", args.output / f"{name}{suffix}", [source], args.overwrite)
         content = slim(checkpoint, DTYPES[args.dtype])
         entry = make_entry(content, checkpoint, results, args.url, args.licence)
         write_atomic(args.output / f"{name}.pth", content)
@@ -66,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_atomic(args.output / f"{name}.json", text)
         write_atomic(args.output / f"{name}.md", format_card(name, entry, results))
     except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        fail(parser, error)
     print(f"{args.output / name}.pth ({format_size(len(content))}), .json, .md; sha256 {entry['sha256']}")
     return 0
 

@@ -39,12 +39,13 @@ def describe_finished(config: Config, task: Task, datasets: Sequence[Segmentatio
     finished = time.localtime((config.run_dir / "results.json").stat().st_mtime)
     last = checkpoint_path(config.run_dir, len(task.steps) - 1)
     classes = json.dumps([list(task.class_names[1:])], ensure_ascii=False)
+    order = [] if config.class_order is None else ["--set", "class_order=null"]
     more = ["--log", f"{config.log}_more", "--set", f"init_from={last}", "--set", "continue_training=true"]
     return (
         *(f"warning: {line}" for line in told),
         f"warning: this run was finished on {time.strftime('%Y-%m-%d %H:%M', finished)} and is not trained again; the "
         f"results are those of then. To go on training its classes on the images of now, run the command with "
-        f"`{shlex.join([*more, '--set', f'task={classes}'])}`; to begin anew, choose another --log",
+        f"`{shlex.join([*more, *order, '--set', f'task={classes}'])}`; to begin anew, choose another --log",
     )
 
 

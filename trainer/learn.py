@@ -43,6 +43,7 @@ from trainer.step import train_step
 from utils.distributed import seed_everything
 from utils.files import write_atomic
 from utils.images import UInt8Array
+from utils.signals import name_of
 
 
 def learn(session: Session, step: Step) -> None:
@@ -50,6 +51,7 @@ def learn(session: Session, step: Step) -> None:
     config, plan, worker, run_dir = session.config, session.plan, session.worker, session.run_dir
     path = checkpoint_path(run_dir, step.index)
     if worker.main_only(path.exists):
+        worker.main_only(lambda: clear_progress(run_dir, step.index))  # a kill may have come just before
         return
     if step.index == 0 and config.takes_base:
         worker.main_only(lambda: take_over(session, path))
@@ -75,7 +77,7 @@ def learn(session: Session, step: Step) -> None:
         else:
             session.log.start_step(step.index, plan.first_iteration(step, worker))
             seconds = time.monotonic() - started
-        chosen: dict[str, Any] = {"by": config.checkpoint}
+        chosen: dict[str, Any] = {"by": config.checkpoint if method.trains else "last"}
         if best is not None:
             if best.best is None:
                 session.log.info(
@@ -95,6 +97,12 @@ def learn(session: Session, step: Step) -> None:
         description |= {"parts": method.modules.state_dict(), "method_state": method.state}
         worker.main_only(lambda: save_checkpoint(path, model, **description))
         worker.main_only(lambda: clear_progress(run_dir, step.index))
+    (received,) = worker.largest(session.interruption.received)
+    if received:
+        session.log.info(
+            f"{name_of(received)}: step {step.index} was saved as a whole; the same command does the rest"
+        )
+        raise SystemExit(128 + received)
 
 
 def name_images(session: Session, step: Step) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from datasets.incremental import StepDataset, ValidationDataset
 from datasets.tasks import Step
+from datasets.unreadable import Unreadable
 from methods import Output
 from models import SegmentationModel
 from trainer.inference import autocast
@@ -20,7 +21,8 @@ from utils.loading import ReadAhead
 class StepLooks:
     """A rank's share of a step's images as its first epoch shows them, with what the old model says of them.
 
-    An image that cannot be read is replaced, as in training, which tells of it; of whole images it is left out.
+    An image that cannot be read is replaced, as in training, which tells of it. Nothing trains on whole images: one of
+    them ends the run or is left out, as `data.on_error` says.
     base: gives the same of the base step's images. whole: gives this rank's images of the step, or of the base step,
     with their labels.
     """
@@ -127,7 +129,13 @@ class StepLooks:
             yield done / sampler.num_iterations, [move(x, self.device, False) for x in batch]
 
     def whole_images(self, of_base_step: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (1,3,H,W) and labels (1,H',W') int64 of this step or of the base step, whole and as they are."""
+        """Yield images (1,3,H,W) and labels (1,H',W') int64 of this step or of the base step, whole and as they are.
+
+        All ranks go to the end together: they then agree on what could not be read. Raises DataError.
+        """
+        data, step = self.config.data, 0 if of_base_step else self.step.index
+        num_images = len(self.session.plan.image_ids[step])
+        unreadable = Unreadable(data.on_error, data.max_skipped, num_images, f"images of step {step}")
         for dataset in filter(len, self.whole(of_base_step)):
             loader = ReadAhead(
                 dataset,
@@ -142,5 +150,11 @@ class StepLooks:
                 f"step {self.step.index}: {what}", len(dataset), "image", over=loader, shown=shown
             )
             for image, label, problem in bar:
+                unreadable.add(problem.splitlines())
+                if data.on_error == "raise":
+                    unreadable.check()
                 if not problem:
                     yield move((image[None], label[None]), self.device, channels_last=False)
+        unreadable.agree(self.worker.gather)
+        if unreadable.problems:
+            self.session.log.info(unreadable.describe())

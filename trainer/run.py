@@ -29,7 +29,7 @@ from trainer.validation import score_on_holdout, validate
 from utils.config.fields import flatten
 from utils.distributed import Worker
 from utils.errors import RunError, explain
-from utils.files import write_atomic
+from utils.files import remove_unfinished, write_atomic
 from utils.lock import lock
 from utils.logging import RunLog
 from utils.metrics import mean_iou, pixel_flow
@@ -57,8 +57,9 @@ def run(plan: Plan, worker: Worker, interruption: Interruption | None = None) ->
     """
     with ExitStack() as held:
         worker.main_only(lambda: held.enter_context(lock(plan.config.run_dir)))
+        worker.main_only(lambda: remove_unfinished(plan.config.run_dir))
         log = RunLog(plan.config.run_dir, worker.is_main)
-        held.callback(log.close)
+        held.push(lambda kind, *_: log.close(is_failing=kind is not None))
         held.enter_context(fixed_order(plan.config.train.deterministic))
         project = plan.config.logging.wandb
         if project is not None and len(plan.finished) < len(plan.task.steps):

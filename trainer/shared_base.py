@@ -26,6 +26,10 @@ def _spell(value: object) -> object:
     """Spell a path in one way, so that a resumed run finds it unchanged."""
     if value is not None and not isinstance(value, str | Path):
         raise ValueError(f"expected a path, an address or a name, found {value}")
+    if value == "":
+        raise ValueError(
+            "expected a path, an address or a name, found nothing; leave it out, or set it to null"
+        )
     return str(Path(value)) if value and not is_address(str(value)) else value
 
 

@@ -1,6 +1,7 @@
 """Files that are either whole or not there, and what is said where they cannot be written."""
 
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -103,6 +104,13 @@ def open_atomic(path: Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote into a folder have left; nobody may write there now."""
+    for path in folder.rglob(".*.tmp"):
+        if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:

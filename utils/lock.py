@@ -1,5 +1,6 @@
 """One run in a folder at a time."""
 
+import errno
 import fcntl
 import json
 import os
@@ -37,7 +38,12 @@ def lock(folder: Path, name: str = LOCK) -> Iterator[None]:
             # Not flock: data workers would inherit it, and they outlive a killed process by seconds.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_free = True
-        except OSError:  # EACCES or EAGAIN, by system
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise RunLockedError(
+                    f"{path}: cannot be locked ({error.strerror}): the file system of {folder} has no POSIX locks; "
+                    "choose an output_dir on one that has"
+                ) from error
             is_free = False
         file.seek(0)
         holder = _parse(file.read())
@@ -48,9 +54,12 @@ def lock(folder: Path, name: str = LOCK) -> Iterator[None]:
                 f"{holder.get('host', 'this machine')} since {holder.get('since', 'a moment ago')}); wait for it or "
                 f"choose another --log. If that process is gone for certain, delete {path}"
             )
-        file.truncate(0)
-        json.dump({"host": host, "pid": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}, file)
-        file.flush()
+        with writing(path, 100):
+            file.truncate(0)
+            json.dump(
+                {"host": host, "pid": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}, file
+            )
+            file.flush()
         try:
             yield
         finally:

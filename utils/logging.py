@@ -2,7 +2,9 @@
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from tqdm import tqdm
 from utils.console import progress_bar
 from utils.documents import DocumentError, parse_json
 from utils.errors import RunError
-from utils.files import write_atomic, writing
+from utils.files import SaveError, write_atomic, writing
 
 
 class WandbError(RunError, RuntimeError):
@@ -25,6 +27,17 @@ class _TqdmHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record))
+
+
+class _LogFile(logging.FileHandler):
+    """log.txt; that it cannot be written any more, as on a full disk, is said once."""
+
+    is_lost = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if not self.is_lost:
+            self.is_lost = True
+            print(f"{self.baseFilename}: cannot be written any more ({sys.exc_info()[1]})", file=sys.stderr)
 
 
 class RunLog:
@@ -44,8 +57,9 @@ class RunLog:
         if not is_main:
             self._logger.addHandler(logging.NullHandler())
             return
-        run_dir.mkdir(parents=True, exist_ok=True)
-        handlers = [_TqdmHandler(), logging.FileHandler(run_dir / "log.txt", encoding="utf-8")]
+        with writing(run_dir / "log.txt", 1000):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            handlers = [_TqdmHandler(), _LogFile(run_dir / "log.txt", encoding="utf-8")]
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         for handler in handlers:
             self._logger.addHandler(handler)
@@ -105,16 +119,18 @@ class RunLog:
         text = json.dumps(line) + "\n"
         with writing(self._metrics_path, len(text)), self._metrics_path.open("a", encoding="utf-8") as file:
             file.write(text)
-        for name, value in values.items():
-            if value is not None and self._writer is not None:
-                self._writer.add_scalar(name, value, iteration)
+        with self._writing_curves():
+            for name, value in values.items():
+                if value is not None and self._writer is not None:
+                    self._writer.add_scalar(name, value, iteration)
         if self._wandb is not None:
             self._wandb.log(line)
 
     def image(self, name: str, iteration: int, image: npt.NDArray[np.uint8]) -> None:
         """Show an image (H,W,3)."""
         if self._writer is not None:
-            self._writer.add_image(name, image, iteration, dataformats="HWC")
+            with self._writing_curves():
+                self._writer.add_image(name, image, iteration, dataformats="HWC")
         if self._wandb is not None:
             import wandb
 
@@ -130,14 +146,16 @@ class RunLog:
             }
             # Without a name they would be a run of their own beside this one.
             final = {f"final/{name}": value for name, value in known.items()}
-            self._writer.add_hparams(plain, final, run_name=".")
+            with self._writing_curves():
+                self._writer.add_hparams(plain, final, run_name=".")
         if self._wandb is not None:
             self._wandb.summary.update({f"final/{name}": value for name, value in known.items()})
 
     def flush(self) -> None:
         """Bring to disk what TensorBoard still holds back."""
         if self._writer is not None:
-            self._writer.flush()
+            with self._writing_curves():
+                self._writer.flush()
 
     def progress(self, description: str, total: int, initial: int = 0, to_come: int = 0) -> "tqdm[Any]":
         """Return the progress bar of a step, `initial` of its `total` iterations done and `to_come` in later steps."""
@@ -152,19 +170,28 @@ class RunLog:
     def _open_writer(self, purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the main process writes
 
-        if self._writer is not None:
-            self._writer.close()
-        self._writer = SummaryWriter(str(self._tensorboard_dir), purge_step=purge_step)
+        with self._writing_curves():
+            if self._writer is not None:
+                self._writer.close()
+            self._writer = SummaryWriter(str(self._tensorboard_dir), purge_step=purge_step)
 
-    def close(self) -> None:
-        """Flush and close all files."""
-        if self._writer is not None:
-            self._writer.close()
+    def _writing_curves(self) -> AbstractContextManager[None]:
+        return writing(self._tensorboard_dir, 100_000)
+
+    def close(self, is_failing: bool = False) -> None:
+        """Flush and close all files. is_failing: an error is under way, which one of here must not hide.
+
+        Raises SaveError.
+        """
+        with suppress(SaveError) if is_failing else nullcontext(), self._writing_curves():
+            if self._writer is not None:
+                self._writer.close()
         if self._wandb is not None:
             self._wandb.finish()
         for handler in list(self._logger.handlers):
-            handler.close()
             self._logger.removeHandler(handler)
+            with suppress(OSError):  # what a full disk has kept it from writing has been told
+                handler.close()
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[int]]:

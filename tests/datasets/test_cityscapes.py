@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from datasets.transforms import EvaluateTransform
 from tests.support.cli import call_main, set_fields, write_tiny_config
 from tests.support.data import stripes, write_cityscapes
 from tools.doctor import main as doctor
+from utils.errors import DataError
 from utils.metrics import iou_per_class
 
 # Number in labelIds, the class's name, and its number in labelTrainIds; as the data set's own list has them.
@@ -93,6 +95,16 @@ def test_what_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
     problems: list[str] = []
     assert cityscapes.open_split(tmp_path, "train", problems).ids == ("ulm_0_2",)
     assert len(problems) == 1
+
+
+def test_an_image_of_the_same_name_in_two_folders_is_told(tmp_path: Path) -> None:
+    write_cityscapes(tmp_path, {"ulm_0_1": stripes(CAR)}, {})
+    for kind in ("leftImg8bit", "gtFine"):
+        shutil.copytree(tmp_path / kind / "train" / "ulm", tmp_path / kind / "train" / "ulm_copy")
+    with pytest.raises(
+        DataError, match=r"ulm_copy/ulm_0_1_.*: .*/ulm has a file of this name, too \(1 in all\)"
+    ):
+        cityscapes.open_split(tmp_path, "train")
 
 
 def test_the_doctor_says_where_to_get_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

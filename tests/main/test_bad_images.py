@@ -106,3 +106,15 @@ def test_a_bad_image_in_one_rank_is_told_by_that_rank(workdir: Path) -> None:
     assert process.returncode != 0
     assert process.stderr.count("error: training of step 1: wrong files (1)") == 1
     assert "b3.jpg: not an image" in process.stderr
+
+
+def test_images_on_which_nothing_trains_are_told_too(workdir: Path) -> None:
+    how = ["train", "solved", "method=segacil"]
+    code, stderr = call_here(workdir, *how)
+    assert code == 2
+    assert "error: images of step 1: wrong files (1); mend them" in stderr
+    assert "b3.jpg: not an image" in stderr
+    code, stderr = call_here(workdir, *how, "data.on_error=skip", "data.max_skipped=0.2")
+    assert code == 0, stderr
+    log = (workdir / "runs" / "solved" / "log.txt").read_text()
+    assert log.count("images of step 1: 1 of 8 images cannot be read (12.5 %") == 1

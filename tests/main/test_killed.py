@@ -10,6 +10,7 @@ import pytest
 from tests.support.cli import call_main, find_free_port, set_fields, write_tiny_config
 from tests.support.struck import (
     EVALUATION,
+    SAVING,
     THRESHOLDS,
     TRAINING,
     Strike,
@@ -67,6 +68,9 @@ def test_signals_to_all_processes_and_a_kill_one_after_another_leave_a_run_as_it
     assert "SIGINT: step 0 was saved after 7 iterations" in (folder / "log.txt").read_text()
     strike(TRAINING, 4, signal.SIGKILL, "data.num_workers=2")
     assert progress_paths(folder, 0)[0].name == "step_0.iteration_000000010.pth"
+    told = strike(SAVING, 1, signal.SIGTERM)
+    assert "SIGTERM: step 0 was saved as a whole" in (folder / "log.txt").read_text()
+    assert progress_paths(folder, 0) == []
     told = strike(EVALUATION, 1, signal.SIGTERM, "data.num_workers=2")
     assert "SIGTERM: ended; the same command goes on from here" in told
     strike(THRESHOLDS, 1, signal.SIGTERM, "data.num_workers=2")

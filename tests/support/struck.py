@@ -18,6 +18,7 @@ from tests.support.loaded import start
 
 TRAINING = "trainer.step.update"
 EVALUATION = "trainer.validation.iou_per_class"
+SAVING = "trainer.learn.save_checkpoint"
 THRESHOLDS = "methods.plop.entropy_histogram"
 
 

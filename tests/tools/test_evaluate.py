@@ -33,6 +33,12 @@ def test_the_command_line_gives_the_figures_of_training_to_the_last_digit(
     assert f"miou_all         {100 * float(str(expected['miou_all'])):6.1f}\n" in result.stdout
 
 
+def test_the_precision_may_be_left_to_the_machine(finished_run: Path) -> None:
+    path = finished_run / "checkpoints" / "step_1.pth"
+    result = call_tool("evaluate", path, "--set", "train.amp=auto", "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+
+
 def test_every_step_is_evaluated_on_the_classes_that_it_knows(finished_run: Path, tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     assert (

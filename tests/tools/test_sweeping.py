@@ -218,6 +218,13 @@ def test_a_machine_that_cannot_be_shared_so_is_told_before_anything_starts(
         find_machine(variables, jobs)
 
 
+def test_a_python_that_cannot_count_gpus_and_a_number_that_is_none_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"PYTHON: .*nowhere cannot count GPUs"):
+        find_machine({"PYTHON": str(tmp_path / "nowhere")}, "2")
+    with pytest.raises(ValueError, match="NUM_GPUS: found '0'"):
+        write_scripts(tmp_path / "jobs", [], [], {"NUM_GPUS": "0"})
+
+
 def test_a_terminal_shows_one_table_that_is_drawn_anew_and_fits_its_window(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -273,6 +273,10 @@ def test_a_method_is_refused_with_a_model_that_lacks_what_it_is_about(
             "--set: method.output_weight: Input should be a valid number, found {'a': 1}",
         ),
         ("train=null", "--set: train: expected a mapping of fields, found nothing"),
+        (
+            "init_from=''",
+            "--set: init_from: expected a path, an address or a name, found nothing; leave it out",
+        ),
         ("init_from=3", "--set: init_from: expected a path, an address or a name, found 3"),
         ("class_order=3", "--set: class_order: Input should be a valid string or a valid list, found 3"),
         (".method=3", "--set .method=3: expected key.sub=value"),

@@ -58,6 +58,10 @@ def test_training_goes_on_from_a_checkpoint_of_several_steps_on_the_images_of_no
             ["method=ridge", "continue_training=true"],
             r"continue_training: method ridge solves for its classes",
         ),
+        (
+            ["method=ridge", "checkpoint=best_validation"],
+            r"checkpoint: method ridge trains no epochs of which best_validation could choose one",
+        ),
     ],
 )
 def test_a_run_that_would_train_nothing_is_refused_before_training(

@@ -59,6 +59,7 @@ def test_published_tasks_cut_21_cities_into_steps(name: str, sizes: list[int]) -
     task = build_domain_task(f"domains_{name}", cityscapes.CLASSES, DOMAINS)
     assert [len(group) for group in task.domains] == sizes
     assert task.name == name
+    assert task.remarks == (), "steps of domains bring no class"
     assert {(step.num_old, step.num_new) for step in task.steps} == {(0, 20), (20, 0)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from tests.support.training import tiny, train
 from trainer.checkpoint import load_saved, save
@@ -54,6 +56,25 @@ def test_a_disk_that_fills_up_while_a_step_trains_ends_the_run_in_one_sentence(
             train(config)
     assert [path.name[-5:] for path in progress_paths(config.run_dir, 0)] == ["4.pth", "2.pth"]
     train(config)
+
+
+def test_curves_that_cannot_be_written_end_the_run_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("add_scalar", "flush", "close"):
+        monkeypatch.setattr(SummaryWriter, name, full)
+    monkeypatch.setattr(logging.StreamHandler, "flush", full)  # log.txt, too
+    with pytest.raises(
+        SaveError, match=r"tensorboard: cannot be written \(No space left on device\)"
+    ) as caught:
+        train(tiny(tmp_path, "run"))
+    assert isinstance(caught.value.__cause__, OSError)
+    told = capsys.readouterr().err
+    assert told.count("log.txt: cannot be written any more") == 1
+    assert "Logging error" not in told
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_anything_runs(tmp_path: Path) -> None:

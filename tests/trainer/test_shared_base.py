@@ -17,6 +17,7 @@ from tests.support.downloads import Server
 from tests.support.training import assert_equal_states, tiny, train, weights
 from tests.tools.conftest import server as server  # the fixture
 from tools.publish import main as publish
+from tools.published.share import _without_places
 from trainer.checkpoint import checkpoint_path, load_checkpoint
 from trainer.config import Config
 from trainer.shared_base import base_file, read_registry
@@ -125,6 +126,34 @@ def test_a_run_starts_from_the_halved_file(finished_run: Path, tmp_path: Path) -
     config: Config = tiny(tmp_path, "half", f"init_from={tmp_path / 'tiny_base.pth'}")
     assert len(train(config)["steps"]) == 2
     assert all(x.dtype != torch.float16 for x in weights(config, 1).values())
+
+
+def test_no_field_that_names_a_place_stays_in_a_published_config(finished_run: Path, tmp_path: Path) -> None:
+    places = ["image_lists", "train_ids", "val_ids", "saliency", "val_root_old"]
+    config = load_checkpoint(checkpoint_path(finished_run, 0))["config"]
+    config["data"] |= {name: f"/home/me/{name}" for name in ("root", *places)}
+    assert "/home/me" not in json.dumps(_without_places(config))
+
+
+def test_a_published_file_is_replaced_only_if_asked(finished_run: Path, tmp_path: Path) -> None:
+    publish_base(finished_run, tmp_path)
+    before = (tmp_path / "tiny_base.pth").read_bytes()
+    arguments = [str(finished_run), "--output", str(tmp_path), "--name", "tiny_base", "--dtype", "float32"]
+    with pytest.raises(SystemExit):
+        publish(arguments)
+    assert (tmp_path / "tiny_base.pth").read_bytes() == before
+    assert publish([*arguments, "--overwrite"]) == 0
+    with pytest.raises(SystemExit):  # a checkpoint of the run itself
+        publish(
+            [
+                str(finished_run),
+                "--output",
+                str(finished_run / "checkpoints"),
+                "--name",
+                "step_0",
+                "--overwrite",
+            ]
+        )
 
 
 @pytest.mark.parametrize(

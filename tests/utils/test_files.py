@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import write_atomic
+from utils.files import remove_unfinished, write_atomic
 
 
 def test_write_atomic_replaces_a_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -32,3 +32,13 @@ def test_write_atomic_keeps_the_old_file_when_writing_fails(
         write_atomic(path, "new")
     assert path.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_half_written_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left = [tmp_path / f".{'0af' * 10}12.tmp", tmp_path / "checkpoints" / f".{'7' * 32}.tmp"]
+    kept = [tmp_path / "a.tmp", tmp_path / ".a.tmp", tmp_path / "checkpoints" / "step_0.pth"]
+    for path in (*left, *kept):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    remove_unfinished(tmp_path)
+    assert [path.exists() for path in (*left, *kept)] == [False] * 2 + [True] * 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import platform
@@ -68,4 +70,14 @@ def test_the_lock_of_another_machine_is_respected_and_an_ended_one_is_free(tmp_p
     (tmp_path / ".lock").write_text("")
     assert find_holder(tmp_path) == find_holder(tmp_path / "nowhere") == ""
     with lock(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    told = r"\.lock: cannot be locked \(No locks available\): the file system .* choose an output_dir"
+    with pytest.raises(RunLockedError, match=told), lock(tmp_path):
         pass

@@ -18,6 +18,8 @@ PRIVATE = {
     ("data", "train_ids"): None,
     ("data", "val_ids"): None,
     ("data", "image_lists"): None,
+    ("data", "saliency"): None,
+    ("data", "val_root_old"): None,
     ("logging", "wandb"): None,
     ("init_from",): None,
 }

@@ -31,18 +31,16 @@ def find_machine(environment: Mapping[str, str], jobs: str) -> Machine:
     if jobs != "auto" and (not jobs.isdecimal() or int(jobs) == 0):
         raise ValueError(f"JOBS, --jobs: found {jobs!r}; give a number of runs at a time, or auto")
     python = environment.get("PYTHON") or "python"
-    asked = environment.get("NUM_GPUS", "")
-    if asked and (not asked.isdecimal() or int(asked) == 0):
-        raise ValueError(f"NUM_GPUS: found {asked!r}; give a number of processes a run, one a GPU")
+    asked = processes_asked_for(environment)
     if jobs == "1" and asked:
-        return Machine(launcher(python, int(asked), environment.get("PORT")), int(asked), [{}])
+        return Machine(launcher(python, asked, environment.get("PORT")), asked, [{}])
     num_gpus = count_gpus(python)
     if jobs == "auto":
-        processes = int(asked or 1)
+        processes = asked or 1
         num_jobs = max(1, num_gpus // processes if num_gpus else (os.cpu_count() or 1) // CORES_A_RUN)
     else:
         num_jobs = int(jobs)
-        processes = int(asked or max(1, num_gpus // num_jobs))
+        processes = asked or max(1, num_gpus // num_jobs)
     if num_jobs > 1 and environment.get("PORT"):
         raise ValueError("PORT: several runs at a time take free ports each; leave PORT out, or set JOBS=1")
     if num_gpus and num_jobs * processes > num_gpus:
@@ -52,6 +50,14 @@ def find_machine(environment: Mapping[str, str], jobs: str) -> Machine:
         )
     command = launcher(python, processes, environment.get("PORT"))
     return Machine(command, processes, share(environment, num_jobs, processes, num_gpus))
+
+
+def processes_asked_for(environment: Mapping[str, str]) -> int:
+    """Return how many processes NUM_GPUS gives a run, 0 where it says nothing; raises ValueError."""
+    asked = environment.get("NUM_GPUS", "")
+    if asked and (not asked.isdecimal() or int(asked) == 0):
+        raise ValueError(f"NUM_GPUS: found {asked!r}; give a number of processes a run, one a GPU")
+    return int(asked or 0)
 
 
 def share(
@@ -71,9 +77,15 @@ def share(
 
 
 def count_gpus(python: str) -> int:
-    """Return how many GPUs PyTorch sees."""
+    """Return how many GPUs PyTorch sees; raises ValueError where this Python cannot tell."""
     code = "import torch; print(torch.cuda.device_count())"
-    return int(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
+    try:
+        return int(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
+    except (OSError, subprocess.CalledProcessError) as error:
+        told = getattr(error, "stderr", None) or str(error)
+        raise ValueError(
+            f"PYTHON: {python} cannot count GPUs ({told.strip().splitlines()[-1]}); name a Python that has PyTorch"
+        ) from error
 
 
 def launcher(python: str, processes: int, port: str | None) -> list[str]:

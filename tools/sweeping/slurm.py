@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tools.sweeping.base_steps import PlannedRun, own_base
+from tools.sweeping.machine import processes_asked_for
 from utils.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,14 +58,14 @@ def write_scripts(
     """Write NAME.sbatch for every run that has not finished, and submit.sh, which is returned.
 
     A run that starts from the base step of another one waits for the end of that one's job. NUM_GPUS in the environment
-    says how many GPUs a run gets (1), PYTHON with what it runs. Raises SaveError.
+    says how many GPUs a run gets (1), PYTHON with what it runs. Raises SaveError, ValueError.
     """
     makers = {str(own_base(run.config)): run.config.log for run in runs}
     waiting = [run for run, done in zip(runs, is_finished, strict=True) if not done]
     numbers = {run.config.log: number for number, run in enumerate(waiting)}
     lines = [SUBMIT]
     folder.mkdir(parents=True, exist_ok=True)
-    processes = int(environment.get("NUM_GPUS") or 1)
+    processes = processes_asked_for(environment) or 1
     for number, run in enumerate(waiting):
         name = run.config.log
         text = JOB.format(

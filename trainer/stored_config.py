@@ -34,6 +34,7 @@ INCREMENTAL_ONLY = (
     "train.lr_classifier_incremental",
     "train.lr_background_factor",
     "train.freeze_bn",
+    "train.freeze_dropout",
     "train.freeze_extractor",
     "train.weight_decay_on",
     "train.freeze_old_classes",

@@ -13,11 +13,6 @@ from tests.support.cli import run_main, write_tiny_config
 from tests.support.once import made_once, shared_folder
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """A worker more than there are cores: tests wait for processes that they start, and for the disk."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny run of two steps, as main.py leaves it; not to be changed."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -223,6 +225,23 @@ def test_a_python_that_cannot_count_gpus_and_a_number_that_is_none_are_told(tmp_
         find_machine({"PYTHON": str(tmp_path / "nowhere")}, "2")
     with pytest.raises(ValueError, match="NUM_GPUS: found '0'"):
         write_scripts(tmp_path / "jobs", [], [], {"NUM_GPUS": "0"})
+
+
+def test_a_signal_that_comes_while_a_run_starts_reaches_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOGETHER", "99")  # so that nothing else ends it
+    start = subprocess.Popen
+
+    def told(*arguments: Any, **options: Any) -> Any:
+        process = start(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", told)
+    with pytest.raises(SystemExit) as caught:
+        place.run(plan(place.folder, "mbs"), "0")
+    assert caught.value.code == 128 + signal.SIGTERM
 
 
 def test_a_terminal_shows_one_table_that_is_drawn_anew_and_fits_its_window(

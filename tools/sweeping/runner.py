@@ -189,11 +189,15 @@ class Runner:
         command = [*self.machine.command, *entry.run.arguments]
         if self.is_alone:
             entry.process = subprocess.Popen(command, cwd=ROOT, env=environment)
-            return
-        with console(entry.run).open("ab") as output:
-            entry.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-            )
+        else:
+            with console(entry.run).open("ab") as output:
+                entry.process = subprocess.Popen(
+                    command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+                )
+        if (
+            self.received == signal.SIGTERM
+        ):  # it came while the run was being started, and was not passed on to it
+            entry.process.send_signal(signal.SIGTERM)
 
     def _wait(self) -> None:
         """Wait for a moment; no longer than a run that is alone lasts."""

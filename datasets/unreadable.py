@@ -46,15 +46,19 @@ class Unreadable:
         """Keep problems, one line each; those known already count once."""
         self.problems |= dict.fromkeys(problems)
 
-    def watch(self, batches: Iterable[tuple[Tensor, Tensor, list[str]]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images and labels of batches, and keep what could not be read of them.
+    def meet(self, problems: Iterable[str]) -> None:
+        """Keep what could not be read of samples, '' where nothing is wrong.
 
         Raises DataError in the rank that meets a problem, unless problems are skipped.
         """
+        self.add(line for text in problems for line in text.splitlines())
+        if self.on_error == "raise":
+            self.check()
+
+    def watch(self, batches: Iterable[tuple[Tensor, Tensor, list[str]]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and labels of batches, and `meet` what could not be read of them."""
         for images, labels, problems in batches:
-            self.add(line for text in problems for line in text.splitlines())
-            if self.on_error == "raise":
-                self.check()
+            self.meet(problems)
             yield images, labels
 
     def agree(self, gather: Callable[[list[str]], list[list[str]]]) -> None:

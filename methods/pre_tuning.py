@@ -162,14 +162,13 @@ class Transformation:
         norm of the old ones.
         """
         background, new = self.rows(old_rows)
-        if align:
-            background = with_norm(background, old_rows[:1].norm())
-        kept = torch.cat([background, old_rows[1:]])
         biases = self.biases.detach()
         if align:
-            new = new * kept.norm(dim=1).mean() / positive(new.norm(dim=1).mean())
+            background = with_norm(background, old_rows[:1].norm())
+            mean = torch.cat([background, old_rows[1:]]).norm(dim=1).mean()
+            new = new * mean / positive(new.norm(dim=1).mean())
             biases = with_norm(biases, old_biases.norm())
-        return torch.cat([kept, new]), torch.cat([old_biases, biases])
+        return torch.cat([background, old_rows[1:], new]), torch.cat([old_biases, biases])
 
 
 def with_norm(x: Tensor, norm: Tensor) -> Tensor:

@@ -59,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{len(results['steps']) - 1}"
             )
         source = checkpoint_path(args.run, args.step)
-        checkpoint = load_checkpoint(source)
         name = args.name or f"{args.run.resolve().name}_step_{args.step}"
         for suffix in (".pth", ".json", ".md"):
             check_output("--output", args.output / f"{name}{suffix}", [source], args.overwrite)
+        checkpoint = load_checkpoint(source)
         content = slim(checkpoint, DTYPES[args.dtype])
         entry = make_entry(content, checkpoint, results, args.url, args.licence)
         write_atomic(args.output / f"{name}.pth", content)

@@ -87,12 +87,13 @@ def check_method(config: "Config") -> list[str]:
             f"continue_training: method {config.method.name} solves for its classes; rerun it on all images, old and "
             "new, without init_from"
         )
-    if config.checkpoint != "last" and not (method.trains or method.base_step.trains):
+    trains = method.trains or method.base_step.trains
+    if config.checkpoint != "last" and not trains:
         problems.append(
             f"checkpoint: method {config.method.name} trains no epochs of which {config.checkpoint} could choose one; "
             "set it to last"
         )
-    if config.rare != RareConfig() and not (method.trains or method.base_step.trains):
+    if config.rare != RareConfig() and not trains:
         able = ", ".join(name for name, other in METHODS.items() if other.trains)
         problems.append(
             f"rare: method {config.method.name} solves for its classes and trains nothing that these fields could "

@@ -150,9 +150,7 @@ class StepLooks:
                 f"step {self.step.index}: {what}", len(dataset), "image", over=loader, shown=shown
             )
             for image, label, problem in bar:
-                unreadable.add(problem.splitlines())
-                if data.on_error == "raise":
-                    unreadable.check()
+                unreadable.meet([problem])
                 if not problem:
                     yield move((image[None], label[None]), self.device, channels_last=False)
         unreadable.agree(self.worker.gather)

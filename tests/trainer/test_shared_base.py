@@ -143,17 +143,9 @@ def test_a_published_file_is_replaced_only_if_asked(finished_run: Path, tmp_path
         publish(arguments)
     assert (tmp_path / "tiny_base.pth").read_bytes() == before
     assert publish([*arguments, "--overwrite"]) == 0
+    own = ["--output", str(finished_run / "checkpoints"), "--name", "step_0", "--overwrite"]
     with pytest.raises(SystemExit):  # a checkpoint of the run itself
-        publish(
-            [
-                str(finished_run),
-                "--output",
-                str(finished_run / "checkpoints"),
-                "--name",
-                "step_0",
-                "--overwrite",
-            ]
-        )
+        publish([str(finished_run), *own])
 
 
 @pytest.mark.parametrize(

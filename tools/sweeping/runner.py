@@ -194,9 +194,8 @@ class Runner:
                 entry.process = subprocess.Popen(
                     command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
                 )
-        if (
-            self.received == signal.SIGTERM
-        ):  # it came while the run was being started, and was not passed on to it
+        # One that came while the run was being started was not passed on to it.
+        if self.received == signal.SIGTERM:
             entry.process.send_signal(signal.SIGTERM)
 
     def _wait(self) -> None:

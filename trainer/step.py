@@ -22,7 +22,7 @@ from trainer.sampling import TrainSampler
 from trainer.sections import TrainConfig
 from trainer.session import Session
 from utils.distributed import Worker, seed_everything
-from utils.loading import ReadAhead
+from utils.loading import ReadAhead, collate_channels_last
 
 
 def train_step(
@@ -172,6 +172,7 @@ def load(
         batch_sampler=sampler,
         num_workers=config.data.num_workers,
         pin_memory=worker.device.type == "cuda",
+        collate_fn=collate_channels_last if config.train.channels_last else None,
     )
     return iter(loader)
 

@@ -75,6 +75,7 @@ def measure(label: Tensor) -> tuple[float, bool]:
 def test_image_and_label_stay_aligned(seed: int) -> None:
     image, label = coordinates(120, 160)
     x, y = draw(TrainTransform(64, 0.5, 2.0, FILL), image, label, seed)
+    assert x.permute(1, 2, 0).is_contiguous(), "colours side by side"
     assert x.shape == (3, 64, 64)
     assert y.shape == (64, 64)
     assert x.dtype == y.dtype == torch.uint8

@@ -1,4 +1,4 @@
-"""utils/loading.py: data workers obey no signal but their parent's, and end with it."""
+"""utils/loading.py: data workers obey no signal but their parent's, and end with it; batches lie in channels_last."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import os
 import re
 import signal
 
-from torch.utils.data import Dataset
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
 
 from tests.support.paths import ROOT
-from utils.loading import ReadAhead
+from utils.loading import ReadAhead, collate_channels_last
 
 
 class Blocked(Dataset[bool]):
@@ -21,6 +24,29 @@ class Blocked(Dataset[bool]):
 
     def __len__(self) -> int:
         return 2
+
+
+class Numbered(Dataset[tuple[Tensor, int]]):
+    """Images (3,4,5) with colours side by side, and their numbers."""
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return torch.arange(60).add(i).byte().view(4, 5, 3).permute(2, 0, 1), i
+
+    def __len__(self) -> int:
+        return 4
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_in_channels_last_hold_what_others_do(num_workers: int) -> None:
+    def batches(collate_fn: object) -> list[list[Tensor]]:
+        return list(ReadAhead(Numbered(), batch_size=2, num_workers=num_workers, collate_fn=collate_fn))
+
+    for (images, numbers), (expected, order) in zip(
+        batches(collate_channels_last), batches(default_collate), strict=True
+    ):
+        assert torch.equal(images, expected)
+        assert torch.equal(numbers, order)
+        assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_worker_meets_no_signal_of_the_job_and_obeys_its_parent() -> None:

@@ -16,9 +16,9 @@ from datasets.file_dataset import FileDataset
 from datasets.listing import check_split, list_files, pair_samples
 from datasets.masks import MaskCoding
 from datasets.source import file_source
-from datasets.tasks import IGNORE_INDEX
 from utils.errors import DataError
 from utils.images import Colour, open_mask
+from utils.labels import IGNORE_INDEX
 
 HOW_TO_GET = (
     "register at www.cityscapes-dataset.com, and unpack leftImg8bit_trainvaltest.zip and "

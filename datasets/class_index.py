@@ -20,13 +20,13 @@ from PIL import Image
 from datasets.file_dataset import FileDataset, describe_size
 from datasets.long_side import reduce_label, reduced_shape
 from datasets.masks import MaskCoding
-from datasets.tasks import IGNORE_INDEX
 from datasets.unreadable import MAX_NAMED, Unreadable, explain
 from utils.console import progress_bar
 from utils.documents import load_json
 from utils.errors import DataError
 from utils.files import require_regular, write_atomic
 from utils.images import UNDECODABLE, describe_mask_format, describe_too_large, describe_undecodable
+from utils.labels import IGNORE_INDEX
 from utils.signals import held_back, leave_signals_to_parent
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, TypeAda
 
 from datasets.listing import read_lines
 from datasets.masks import MaskCoding
-from datasets.tasks import IGNORE_INDEX
 from utils.config.read import found_in
 from utils.documents import load_yaml
 from utils.images import Colour
+from utils.labels import IGNORE_INDEX
 
 MAX_CLASSES = 255  # ids 0..254; 255 is ignored
 IGNORE_NAME = "ignore"

@@ -11,11 +11,12 @@ from torch.utils.data import Dataset
 from datasets.masks import remap
 from datasets.selection import select_images as select_images  # also the public place of the function
 from datasets.source import SegmentationDataset
-from datasets.tasks import IGNORE_INDEX, SALIENT, Step, Task
+from datasets.tasks import Step, Task
 from datasets.transforms import EvaluateTransform, TrainTransform
 from datasets.unreadable import explain
 from utils.errors import DataError
 from utils.images import UInt8Array
+from utils.labels import IGNORE_INDEX, SALIENT
 
 Table = npt.NDArray[np.uint8]
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from datasets.tasks import IGNORE_INDEX
 from utils.errors import DataError
 from utils.images import Colour, UInt8Array, open_mask
+from utils.labels import IGNORE_INDEX
 
 _MAX_COLOURS_NAMED = 5
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from datasets.class_index import map_in_processes
 from datasets.incremental import StepDataset
 from datasets.source import SegmentationDataset
-from datasets.tasks import IGNORE_INDEX
 from utils.errors import DataError
+from utils.labels import IGNORE_INDEX
 
 Counts = npt.NDArray[np.int64]
 

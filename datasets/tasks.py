@@ -12,9 +12,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-IGNORE_INDEX = 255
-SALIENT = 254
-"""Label of background that is salient, where a step's images have saliency masks."""
+from utils.labels import IGNORE_INDEX
 
 _TASK_FORMS = (
     'expected "A-B" (A classes first, then B a step, e.g. "15-1"), "offline", or one list of class names a step. '

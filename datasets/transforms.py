@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from datasets.tasks import IGNORE_INDEX
 from utils.images import UInt8Array
+from utils.labels import IGNORE_INDEX
 
 ShortSide = int | Literal["crop", "own"]
 """Pixels to which an image's shorter side is scaled: those of the training crop, its own (not scaled), or a number."""

@@ -14,8 +14,9 @@ from losses.background_adaptation import (
     training_logits,
 )
 from losses.fused import binary_terms, sigmoid_pseudo_labels_in_pieces
-from methods.base import IGNORE_INDEX, Output, SigmoidMethod, Targets, Term
+from methods.base import Output, SigmoidMethod, Targets, Term
 from utils.config.section import NamedSection
+from utils.labels import IGNORE_INDEX
 from utils.upsampling import upsampled_like
 
 

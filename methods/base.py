@@ -14,11 +14,7 @@ from losses.reduction import mean_or_zero
 from models import MODELS, SegmentationModel
 from models.base import Stages
 from utils.config.section import NamedSection
-
-IGNORE_INDEX = 255
-"""Label of pixels that no loss counts."""
-SALIENT = 254
-"""Label of background that is salient, where `data.saliency` says what is."""
+from utils.labels import IGNORE_INDEX
 
 
 class Output(Protocol):

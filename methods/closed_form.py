@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.ridge import fit_sharpness, likelihood_slope
-from methods.base import IGNORE_INDEX, Looks, Method
+from methods.base import Looks, Method
 from models import SegmentationModel
+from utils.labels import IGNORE_INDEX
 
 CELLS_AT_ONCE = 8192
 """Cells whose products are added up together: few of them at a time would take longer, all of them too much memory."""

@@ -11,18 +11,11 @@ from losses.decomposed_distillation import decomposed_distillation
 from losses.fused import binary_terms
 from losses.pieces import Logits
 from losses.reduction import at_least_float32
-from methods.base import (
-    IGNORE_INDEX,
-    Looks,
-    Output,
-    SigmoidMethod,
-    Targets,
-    Term,
-    refuse_without_rows,
-)
+from methods.base import Looks, Output, SigmoidMethod, Targets, Term, refuse_without_rows
 from models import SegmentationModel
 from models.classifier import copy_first_row
 from utils.config.section import NamedSection
+from utils.labels import IGNORE_INDEX
 from utils.upsampling import upsampled_like
 
 

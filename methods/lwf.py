@@ -7,8 +7,9 @@ from pydantic import Field
 
 from losses.feature_distillation import feature_distillation
 from losses.fused import logit_terms
-from methods.base import IGNORE_INDEX, Method, Output, Targets, Term, embedding_terms
+from methods.base import Method, Output, Targets, Term, embedding_terms
 from utils.config.section import NamedSection
+from utils.labels import IGNORE_INDEX
 
 
 class LwF(Method):

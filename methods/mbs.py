@@ -12,11 +12,12 @@ from losses.fused import select_pseudo_labels_in_pieces, softmax_terms
 from losses.logit_distillation import logit_distillation
 from losses.orthogonal import OrthogonalLoss
 from losses.output_distillation import background_heirs
-from methods.base import IGNORE_INDEX, Looks, Output, Targets, Term, embedding_terms
+from methods.base import Looks, Output, Targets, Term, embedding_terms
 from methods.pre_tuning import PreTuned
 from methods.prototype_replay import draw_replay, measure_classes, plan_replay
 from models import MODELS, SegmentationModel
 from models.base import Start
+from utils.labels import IGNORE_INDEX
 from utils.upsampling import whole
 
 

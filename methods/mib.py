@@ -5,9 +5,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from losses.fused import unbiased_terms
-from methods.base import IGNORE_INDEX, Output, Targets, Term
+from methods.base import Output, Targets, Term
 from methods.pre_tuning import PreTuned
 from models.base import Start
+from utils.labels import IGNORE_INDEX
 
 
 class MiB(PreTuned):

@@ -18,10 +18,11 @@ from losses.entropy_pseudo_label import (
 from losses.fused import entropy_pseudo_labels_in_pieces
 from losses.local_pod import join_new_to_background, local_pod
 from losses.reduction import at_least_float32
-from methods.base import IGNORE_INDEX, Looks, Output, Targets, Term
+from methods.base import Looks, Output, Targets, Term
 from methods.pre_tuning import PreTuned
 from models import SegmentationModel
 from models.base import Start
+from utils.labels import IGNORE_INDEX
 
 
 class PLOP(PreTuned):

@@ -10,11 +10,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from losses.unbiased import unbiased_cross_entropy
-from methods.base import IGNORE_INDEX, Looks, Method
+from methods.base import Looks, Method
 from models import MODELS, SegmentationModel
 from models.base import Start
 from models.classifier import GrowingClassifier
 from utils.config.section import NamedSection
+from utils.labels import IGNORE_INDEX
 
 SIDE = 128
 """Pixels of the grid on which importance is measured, a side."""

@@ -12,11 +12,12 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from losses.ridge import add_to_grams, balanced_sums, solve_ridge, standardisation
-from methods.base import IGNORE_INDEX, Looks
+from methods.base import Looks
 from methods.closed_form import Cells, ClosedForm, Sums
 from models import MODELS, SegmentationModel
 from models.closed_form import CONTEXTS
 from utils.config.section import NamedSection
+from utils.labels import IGNORE_INDEX
 
 
 class Ridge(ClosedForm):

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from losses.fused import sigmoid_pseudo_labels_in_pieces
 from losses.pieces import Logits
-from methods.base import SALIENT, Looks, Output, SigmoidMethod, Targets, Term
+from methods.base import Looks, Output, SigmoidMethod, Targets, Term
 from models import SegmentationModel
 from utils.config.section import NamedSection
+from utils.labels import SALIENT
 from utils.upsampling import upsampled_like
 
 

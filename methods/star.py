@@ -12,9 +12,10 @@ from losses.feature_distillation import feature_distillation
 from losses.fused import binary_terms
 from losses.prototypes import discrimination, labels_on_grid, shares_on_grid
 from losses.reduction import at_least_float32
-from methods.base import IGNORE_INDEX, Looks, Output, SigmoidMethod, Targets, Term
+from methods.base import Looks, Output, SigmoidMethod, Targets, Term
 from methods.prototype_replay import draw_replay, measure_classes, plan_replay
 from models import MODELS, SegmentationModel
+from utils.labels import IGNORE_INDEX
 from utils.upsampling import channels, whole
 
 

@@ -8,12 +8,13 @@ from pydantic import Field
 from torch import Tensor
 
 from losses.uncertainty_balance import balanced_weights, class_weights, count_classes, uncertainty_weights
-from methods.base import IGNORE_INDEX, Looks, Method, Output, Targets, Term
+from methods.base import Looks, Method, Output, Targets, Term
 from methods.mbs import MBS
 from methods.plop import PLOP
 from methods.ssul import SSUL
 from models import SegmentationModel
 from utils.config.section import NamedSection
+from utils.labels import IGNORE_INDEX
 
 
 class UCB(Method):

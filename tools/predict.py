@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 
 from datasets.file_dataset import check_libraries
-from datasets.tasks import IGNORE_INDEX
 from models import load_model
 from tools.predicting.inputs import TOO_LARGE, Images, Range, describe_left_out, find_images, read_images, see
 from tools.predicting.outputs import check_predictions, describe_image, save_images, write_predictions
@@ -32,6 +31,7 @@ from utils.arguments import add_checkpoint, add_device, add_overwrite, finish, n
 from utils.distributed import find_worker
 from utils.errors import DataError
 from utils.images import MAX_PIXELS, UInt8Array
+from utils.labels import IGNORE_INDEX
 from utils.report.pictures import IGNORED_COLOUR
 
 EXAMPLES = """

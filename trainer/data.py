@@ -11,11 +11,12 @@ from datasets.file_dataset import FileDataset, check_libraries
 from datasets.image_lists import ImageLists, read_image_lists
 from datasets.memory import select_memories
 from datasets.source import SegmentationDataset
-from datasets.tasks import IGNORE_INDEX, Task, build_task
+from datasets.tasks import Task, build_task
 from datasets.transforms import EvaluateTransform
 from datasets.unreadable import Unreadable
 from trainer.config import Config
 from utils.errors import DataError, explain
+from utils.labels import IGNORE_INDEX
 
 
 def open_split(config: Config, split: str, problems: list[str] | None = None) -> SegmentationDataset:

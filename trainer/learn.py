@@ -12,7 +12,7 @@ from datasets.id_list import digest_ids
 from datasets.incremental import StepDataset, ValidationDataset, training_table
 from datasets.rare import balanced_weights, count_labels
 from datasets.source import SegmentationDataset
-from datasets.tasks import IGNORE_INDEX, Step
+from datasets.tasks import Step
 from datasets.transforms import EvaluateTransform, TrainTransform
 from methods import METHODS, Method, method_of_step
 from models import SegmentationModel
@@ -43,6 +43,7 @@ from trainer.step import train_step
 from utils.distributed import seed_everything
 from utils.files import write_atomic
 from utils.images import UInt8Array
+from utils.labels import IGNORE_INDEX
 from utils.signals import name_of
 
 

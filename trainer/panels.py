@@ -10,13 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.source import SegmentationDataset
-from datasets.tasks import IGNORE_INDEX, Step, Task
+from datasets.tasks import Step, Task
 from models import SegmentationModel
 from trainer.inference import predict
 from trainer.plan import Plan
 from utils.distributed import Worker
 from utils.errors import DataError
 from utils.images import Colour, UInt8Array
+from utils.labels import IGNORE_INDEX
 from utils.metrics import FloatArray
 from utils.report.pictures import IGNORED_COLOUR, write_image, write_mask
 

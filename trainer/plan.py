@@ -13,7 +13,7 @@ from datasets.incremental import ValidationDataset, evaluation_table, select_tra
 from datasets.rare import repeat_images
 from datasets.selection import SETTINGS, select_images, split_holdout
 from datasets.source import SegmentationDataset
-from datasets.tasks import IGNORE_INDEX, Step, Task
+from datasets.tasks import Step, Task
 from methods import method_of_step
 from trainer.checkpoint import checkpoint_path, new_model
 from trainer.checks import (
@@ -42,6 +42,7 @@ from trainer.palette import base_palette, choose_palette
 from trainer.sampling import TrainSampler
 from utils.distributed import Worker, seed_everything
 from utils.images import Colour
+from utils.labels import IGNORE_INDEX
 
 FEW_ITERATIONS = 200
 """Of a step: fewer are told before they are trained, and where they have taught nothing."""

@@ -13,8 +13,8 @@ from losses.fused import binary_terms, softmax_terms
 from losses.pieces import Logits
 from losses.reduction import at_least_float32
 from methods import Output, Targets, Term
-from methods.base import IGNORE_INDEX
 from utils.config.section import Section
+from utils.labels import IGNORE_INDEX
 
 Weight = Annotated[float, Field(gt=0, le=1e6)]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datasets.incremental import ValidationDataset, training_table
-from datasets.tasks import IGNORE_INDEX, Step
+from datasets.tasks import Step
 from datasets.unreadable import Unreadable
 from models import SegmentationModel
 from trainer.config import Config
@@ -19,6 +19,7 @@ from trainer.kernels import fastest_convolutions
 from trainer.plan import Evaluation, Plan
 from utils.console import progress_bar
 from utils.distributed import Worker
+from utils.labels import IGNORE_INDEX
 from utils.loading import ReadAhead
 from utils.metrics import CONVENTIONS, iou_of_labelled, iou_per_class, leave_out_unlabelled, mean_iou
 

@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import datasets.tasks
-import methods.base
 from methods import METHODS, Method, Output, Targets, Term, means, method_of_step
 from methods.base import SigmoidMethod, stack_counts
 from tests.support.outputs import LABELS, OUTPUT, make_method, part_of, terms_of
@@ -90,10 +88,6 @@ def test_a_batch_of_ignored_pixels_teaches_nothing() -> None:
         (term,) = terms_of(make_method(kind), torch.full_like(LABELS, 255)).values()
         assert term.item() == 0
         assert torch.autograd.grad(term, OUTPUT.logits)[0].abs().sum() == 0
-
-
-def test_methods_ignore_the_label_that_data_sets_mark_as_void() -> None:
-    assert methods.base.IGNORE_INDEX == datasets.tasks.IGNORE_INDEX == 255
 
 
 def test_joint_is_fine_tuning_on_everything_seen() -> None:

@@ -12,9 +12,8 @@ from PIL import Image
 from datasets import voc
 from datasets.incremental import StepDataset
 from datasets.source import with_saliency
-from datasets.tasks import SALIENT
 from datasets.transforms import TrainTransform
-from methods import METHODS, Output, base
+from methods import METHODS, Output
 from methods.ssul import SSUL, all_logits
 from tests.methods.test_runs import make_config
 from tests.support.data import stripes, write_folder, write_mask, write_voc
@@ -25,12 +24,9 @@ from tests.trainer.test_resume import killed_before
 from trainer.network import Network
 from trainer.optim import build_optimizer
 from trainer.step import prepare_for_training
+from utils.labels import SALIENT
 
 UNKNOWN = ("method=ssul", "method.unknown=background")
-
-
-def test_both_rooms_mean_the_same_label() -> None:
-    assert base.SALIENT == SALIENT
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from losses.binary_cross_entropy import binary_cross_entropy
 from losses.decomposed_distillation import reasoning_scores
 from losses.unbiased import unbiased_cross_entropy
 from methods import METHODS, Output
-from methods.base import SALIENT, Looks
+from methods.base import Looks
 from methods.dkd import DKD
 from models import SegmentationModel, SegOutput
 from models.classifier import GrowingClassifier, join_unknown
@@ -34,6 +34,7 @@ from tests.support.beside import (
 from tests.support.golden import load_rival
 from tests.support.paths import GOLDEN
 from tests.support.released_mbs import mbs_decoder, mbs_step
+from utils.labels import SALIENT
 
 RIVALS = GOLDEN / "rivals"
 

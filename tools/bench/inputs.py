@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.file_dataset import FileDataset
-from datasets.tasks import IGNORE_INDEX
 from methods import Output
 from models import SegOutput
 from utils.images import UInt8Array, make_palette
+from utils.labels import IGNORE_INDEX
 from utils.upsampling import Upsampled
 
 IDENTITY = np.arange(256, dtype=np.uint8)

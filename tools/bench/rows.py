@@ -16,7 +16,6 @@ from torch import nn
 
 from datasets.class_index import index_classes
 from datasets.incremental import StepDataset, ValidationDataset
-from datasets.tasks import IGNORE_INDEX
 from datasets.transforms import EvaluateTransform, TrainTransform
 from methods import METHODS, means
 from models import DeepLabV3, SegOutput
@@ -40,6 +39,7 @@ from trainer.inference import autocast
 from trainer.kernels import fastest_convolutions
 from trainer.validation import evaluate
 from utils.distributed import Worker
+from utils.labels import IGNORE_INDEX
 
 OBJECTIVES = ("mbs", "finetune", "lwf", "ilt", "mib", "plop", "ssul", "dkd")
 """Methods whose terms ask for nothing but what models say of a batch."""

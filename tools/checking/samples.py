@@ -13,9 +13,9 @@ from datasets.long_side import reduce_label
 from datasets.masks import MaskCoding, read_mask
 from datasets.rare import Counts, count_pixels
 from datasets.source import SegmentationDataset
-from datasets.tasks import IGNORE_INDEX
 from datasets.unreadable import explain
 from utils.errors import DataError
+from utils.labels import IGNORE_INDEX
 
 
 class Job(NamedTuple):

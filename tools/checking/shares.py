@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets.rare import Counts
-from datasets.tasks import IGNORE_INDEX, Task
+from datasets.tasks import Task
+from utils.labels import IGNORE_INDEX
 from utils.report.tables import printable
 
 RARE = 0.01

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datasets.tasks import IGNORE_INDEX
 from models import ModelInfo
 from trainer.tiles import Confidence
 from utils.files import check_writable, open_atomic, write_atomic, writing
 from utils.images import UInt8Array
+from utils.labels import IGNORE_INDEX
 
 OPACITY = 0.6
 """Of a class's colour over the image."""

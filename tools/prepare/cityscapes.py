@@ -7,8 +7,8 @@ from pathlib import Path
 
 from datasets import cityscapes
 from datasets.listing import SPLITS
-from datasets.tasks import IGNORE_INDEX
 from tools.prepare.samples import Annotations, Format, Sample, draw_numbers
+from utils.labels import IGNORE_INDEX
 
 
 def read(args: argparse.Namespace) -> dict[str, Annotations]:

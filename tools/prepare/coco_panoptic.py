@@ -9,13 +9,13 @@ import numpy as np
 from pydantic import Field
 
 from datasets.masks import read_mask
-from datasets.tasks import IGNORE_INDEX
 from tools.prepare.checked import Checked, FileName, brief, check, repeated
 from tools.prepare.coco_tables import Flag, Image, label_of
 from tools.prepare.files import find_below
 from tools.prepare.raster import Size
 from tools.prepare.samples import Drawing, Ids, check_mask_size, id_of
 from utils.errors import DataError
+from utils.labels import IGNORE_INDEX
 
 _MAX_SEGMENT = 256**3 - 1
 

@@ -10,12 +10,12 @@ import numpy as np
 from datasets.class_index import read_image_size
 from datasets.file_dataset import describe_size
 from datasets.masks import MaskCoding, read_mask
-from datasets.tasks import IGNORE_INDEX
 from tools.prepare.checked import brief
 from tools.prepare.files import find_below, make_id
 from tools.prepare.raster import Outline, Region, Size, paint
 from utils.errors import DataError
 from utils.images import UNDECODABLE, Colour, UInt8Array, describe_undecodable
+from utils.labels import IGNORE_INDEX
 
 Ids = Mapping[str, int]
 """Class id of every label that is wanted; others are background."""

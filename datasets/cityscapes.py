@@ -13,7 +13,7 @@ import numpy as np
 
 from datasets.domains import Domains
 from datasets.file_dataset import FileDataset
-from datasets.listing import check_split, list_files, pair_samples
+from datasets.listing import check_split, list_files, pair_samples, tell
 from datasets.masks import MaskCoding
 from datasets.source import file_source
 from utils.errors import DataError
@@ -122,11 +122,12 @@ def _list_cities(folder: Path, problems: list[str] | None) -> dict[str, Path]:
     for city in cities:
         found = list_files(folder / city, {".png"}, EXPECTED, problems)
         if twice := sorted(files.keys() & found.keys()):
-            raise DataError(
+            error = DataError(
                 f"{found[twice[0]]}: {files[twice[0]].parent} has a file of this name, too ({len(twice)} in all); "
                 "keep one of them"
             )
-        files |= found
+            tell(error, problems)
+        files = found | files
     return files
 
 

@@ -105,6 +105,16 @@ def test_an_image_of_the_same_name_in_two_folders_is_told(tmp_path: Path) -> Non
         DataError, match=r"ulm_copy/ulm_0_1_.*: .*/ulm has a file of this name, too \(1 in all\)"
     ):
         cityscapes.open_split(tmp_path, "train")
+    problems: list[str] = []
+    (path,) = (image for image, _ in cityscapes.open_split(tmp_path, "train", problems).samples.values())
+    assert path.parent.name == "ulm"
+    assert [line.partition(":")[0] for line in problems] == [
+        str(folder / "train" / "ulm_copy" / name)
+        for folder, name in (
+            (tmp_path / "leftImg8bit", "ulm_0_1_leftImg8bit.png"),
+            (tmp_path / "gtFine", "ulm_0_1_gtFine_labelIds.png"),
+        )
+    ]
 
 
 def test_the_doctor_says_where_to_get_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +28,23 @@ def test_a_whole_partial_file_is_accepted_after_its_checks(server: Server, tmp_p
     (tmp_path / "out.part").write_bytes(b"content")
     sha256 = hashlib.sha256(b"content").hexdigest()
     assert run_fetch(tmp_path, f"{server.url}/f", "--output", "out", "--sha256", sha256).returncode == 0
+    assert read_tree(tmp_path) == {"out": b"content"}
+
+
+def test_a_file_that_another_process_fetches_is_waited_for(server: Server, tmp_path: Path) -> None:
+    server.files["/f"] = b"content"
+    part = tmp_path / "out.part"
+    command = [sys.executable, "-m", "tools.fetch", f"{server.url}/f", "--output", str(tmp_path / "out")]
+    with part.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        waiting = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == "waiting for another process that fetches out\n"
+        file.write(b"content")
+        file.flush()
+        part.rename(tmp_path / "out")
+    assert waiting.communicate()[1] == ""
+    assert (waiting.returncode, server.requests) == (0, [])
     assert read_tree(tmp_path) == {"out": b"content"}
 
 

@@ -185,6 +185,18 @@ def test_a_run_without_a_field_that_others_have_does_not_match(
     assert [row["log"] for row in json.loads(capsys.readouterr().out)] == [Path(runs[0]).name]
 
 
+def test_a_run_without_results_is_found_by_its_method_and_told_to_be_incomplete(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "config.yaml").write_text(
+        "method: {name: mbs}\ndata: {name: shapes}\nseed: 2\n", encoding="utf-8"
+    )
+    main([*runs, str(begun), "--where", "method=mbs,dataset=shapes"])
+    assert f"- {begun} (0 steps finished)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [

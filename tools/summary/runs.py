@@ -49,13 +49,21 @@ def read_run(folder: Path) -> Run:
     config = read_yaml(folder / "config.yaml")
     path = folder / "results.json"
     if not path.exists():
-        return Run(str(folder), {"steps": [], "class_names": []}, dict(flatten(config)))
+        return Run(str(folder), {"steps": [], "class_names": []}, _fields_before_results(config))
     content = load_json(path)
     try:
         return make_run(str(folder), dict(flatten(config)), content)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{path}: not the results of a run ({reason})") from error
+
+
+def _fields_before_results(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a run that has no results yet, as far as its config tells them."""
+    fields = dict(flatten(config))
+    method = fields.pop("method.name", fields.get("method"))
+    told = {"method": method, "variant": fields.get("variant") or method, "dataset": fields.get("data.name")}
+    return fields | {name: value for name, value in told.items() if value is not None}
 
 
 def make_run(source: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> Run:

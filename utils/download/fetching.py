@@ -6,11 +6,14 @@ doubles with every further one.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
@@ -45,6 +48,7 @@ def fetch(
 
     The bytes gather in `output` + '.part', which a later call continues (HTTP Range), and take the real name
     only when every check has passed. An `output` that is already there is checked; no request is made then.
+    Where another process fetches it, this one waits, and takes its file or goes on with what it has left.
 
     Args:
         size: expected size in bytes.
@@ -62,28 +66,63 @@ def fetch(
         if not url.startswith(("http://", "https://", "file://")):
             raise UsageError(f"URL: found {url!r}, allowed are http://, https:// and file:// URLs")
 
-    if output.exists():
+    def is_there() -> bool:
+        if not output.exists():
+            return False
         try:
             _verify(output, output.name, size, expected, archive)
         except ValueError as error:
             raise ValueError(
                 f"{output} is there but is not the file wanted: {error}. Remove it, run again"
             ) from error
-        return
+        return True
 
+    if is_there():
+        return
     output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(output.name + ".part")
     failures = []
-    for url in urls:
-        failure = _fetch_from(url, part, output.name, size, expected, archive, backoff_seconds)
-        if failure is None:
-            part.replace(output)
+    with _alone(output.with_name(output.name + ".part"), output.name) as part:
+        if is_there():  # another process has brought it meanwhile
             return
-        failures.append(f"  {url}: {failure}")
+        for url in urls:
+            failure = _fetch_from(url, part, output.name, size, expected, archive, backoff_seconds)
+            if failure is None:
+                part.replace(output)
+                return
+            failures.append(f"  {url}: {failure}")
     raise FetchError(
         "\n".join([f"{output.name}: no URL gave the file", *failures])
         + f"\nGive another URL, or put the file at {output} yourself, and run again"
     )
+
+
+@contextmanager
+def _alone(part: Path, name: str) -> Iterator[Path]:
+    """Keep other processes from a partial file, which is made if need be; wait where one has it.
+
+    It must stay the same file until it is renamed: the lock is the file's, not the name's.
+    """
+    while True:
+        with part.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                # A file system without locks raises another error; there nobody is waited for.
+                if error.errno == errno.EWOULDBLOCK:
+                    print(f"waiting for another process that fetches {name}", file=sys.stderr, flush=True)
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_open_at(part, file.fileno()):  # renamed or removed by the one that had it
+                continue
+            try:
+                yield part
+            finally:
+                if _is_open_at(part, file.fileno()) and not part.stat().st_size:
+                    part.unlink()
+            return
+
+
+def _is_open_at(path: Path, descriptor: int) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def _fetch_from(
@@ -100,7 +139,7 @@ def _fetch_from(
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(backoff_seconds * 2 ** (attempt - 1))
-        resumed = part.exists()
+        resumed = part.stat().st_size > 0
         try:
             _receive(url, part, name)
             _verify(part, name, size, digests, archive)
@@ -113,7 +152,7 @@ def _fetch_from(
             reason = str(error) or type(error).__name__
         except ValueError as error:
             reason = str(error)
-            part.unlink(missing_ok=True)
+            os.truncate(part, 0)
             # A continued download may have joined two different files; a fresh one that is wrong stays wrong.
             if not resumed:
                 break
@@ -122,7 +161,7 @@ def _fetch_from(
 
 def _receive(url: str, part: Path, name: str) -> None:
     """One request for what `part` still lacks; ConnectionError if the bytes end early."""
-    start = part.stat().st_size if part.exists() else 0
+    start = part.stat().st_size
     request = Request(url, headers={"User-Agent": "dataset-download"})
     if start:
         request.add_header("Range", f"bytes={start}-")
@@ -133,13 +172,13 @@ def _receive(url: str, part: Path, name: str) -> None:
             raise
         if error.headers.get("Content-Range") == f"bytes */{start}":
             return
-        part.unlink()
+        os.truncate(part, 0)
         raise ConnectionError("the partial download is longer than the file") from error
     with response:
         if response.status == 206:
             content_range = response.headers.get("Content-Range", "")
             if not content_range.startswith(f"bytes {start}-"):
-                part.unlink(missing_ok=True)
+                os.truncate(part, 0)
                 raise ConnectionError(f"asked for bytes from {start}, got {content_range!r}")
         else:
             start = 0

@@ -53,16 +53,14 @@ def list_files(
         names = sorted(os.listdir(folder))  # noqa: PTH208 - names are enough, and much faster for large folders
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{folder}: no such folder. {expected}") from None
+    if problems is not None:
+        problems += describe_subfolders(folder)
     found: dict[str, Path] = {}
     for name in names:
         stem, suffix = os.path.splitext(name)  # noqa: PTH122
         if name.startswith("."):
             continue
         if suffix.lower() not in suffixes:
-            if problems is not None and (folder / name).is_dir():
-                problems.append(
-                    f"{folder / name}: is a folder, in which nothing is looked for; move its files up"
-                )
             continue
         if not _is_utf8(name):
             # Image ids are written into text files of a run.
@@ -81,6 +79,14 @@ def list_files(
         else:
             found[stem] = folder / name
     return found
+
+
+def describe_subfolders(folder: Path) -> list[str]:
+    """A line about every folder in `folder`: nothing in it is read. Hidden ones are not worth a word."""
+    names = sorted(e.name for e in os.scandir(folder) if not e.name.startswith(".") and e.is_dir())
+    return [
+        f"{folder / name}: is a folder, in which nothing is looked for; move its files up" for name in names
+    ]
 
 
 def describe_left_out(folder: Path, suffixes: Collection[str], what: str) -> tuple[str, ...]:

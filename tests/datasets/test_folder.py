@@ -67,7 +67,10 @@ def test_files_that_are_left_out_are_named(tmp_path: Path) -> None:
     for name in ("notes.txt", "b.heic", ".hidden.heic", "Thumbs.db"):
         (tmp_path / "images" / "train" / name).touch()
     (tmp_path / "masks" / "train" / "b.tif").touch()
-    images, masks = folder.open_split(tmp_path, "train").remarks
+    more = tmp_path / "images" / "train" / "more"
+    more.mkdir()
+    subfolder, images, masks = folder.open_split(tmp_path, "train").remarks
+    assert subfolder == f"{more}: is a folder, in which nothing is looked for; move its files up"
     assert images.startswith(f"{tmp_path / 'images' / 'train'}: left out, as images are .avif, .bmp, .gif")
     assert images.endswith(": 'b.heic', 'notes.txt'")
     assert masks == f"{tmp_path / 'masks' / 'train'}: left out, as masks are .png in any case: 'b.tif'"

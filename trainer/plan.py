@@ -35,7 +35,7 @@ from trainer.data import (
     open_splits,
     read_lists,
 )
-from trainer.image_ids import check_images, describe_finished
+from trainer.image_ids import check_images, describe_changed, describe_finished
 from trainer.labelled import describe_unlabelled, find_absent, find_unlabelled, open_old_split
 from trainer.network import Network, network_of_base, new_network
 from trainer.palette import base_palette, choose_palette
@@ -203,6 +203,7 @@ def prepare(config: Config, worker: Worker) -> Plan:
     if len(finished) < len(task.steps):
         for dataset in (train, *parts):
             worker.main_only(partial(check_images, config, dataset))
+        told += worker.main_only(lambda: describe_changed(config, [train, *parts]))
     else:
         told += worker.main_only(lambda: describe_finished(config, task, [train, *parts]))
     base_network, num_future = [], task.num_future(task.steps[0])

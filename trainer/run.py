@@ -18,7 +18,7 @@ from trainer.checkpoint import RERUN, checkpoint_path, load_checkpoint, restore_
 from trainer.checks import digest_of_classes, uses_sync_batch_norm
 from trainer.config import Config
 from trainer.hints import explain_unlearned
-from trainer.image_ids import ids_path, list_ids
+from trainer.image_ids import keep_images
 from trainer.kernels import fixed_order
 from trainer.learn import learn
 from trainer.panels import draw_panels
@@ -143,9 +143,7 @@ def describe_run(session: Session) -> None:
     if worker.is_main:
         write_atomic(run_dir / "config.yaml", config.to_yaml())
         for dataset in (plan.train, *(part.val for part in plan.evaluation.parts)):
-            path = ids_path(config, dataset.split)
-            if not path.exists():
-                write_atomic(path, list_ids(dataset))
+            keep_images(config, dataset)
         write_task(
             run_dir,
             task.name,

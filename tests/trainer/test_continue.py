@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.support.data import Mask, stripes, write_folder
 from tests.support.training import WORKER, assert_equal_states, tiny, train, weights
@@ -91,6 +93,30 @@ def test_a_finished_run_whose_images_have_changed_says_so_and_how_to_go_on(base:
         f"`--log base_more --set init_from={path} --set continue_training=true "
         '--set \'task=[["pear", "kiwi"]]\'`' in finished
     )
+
+
+def test_a_changed_mask_is_told_of_a_finished_run_and_of_one_that_goes_on(base: Config) -> None:
+    mask = base.output_dir.parent / "data" / "masks" / "train" / "i1.png"
+    last, content = checkpoint_path(base.run_dir, 1), mask.read_bytes()
+    checkpoint = last.read_bytes()
+    told = (
+        f"warning: data.root: the files of 1 of 6 train samples have changed since the run in {base.run_dir} began, "
+        "such as the mask of 'i1'"
+    )
+    label = np.array(Image.open(mask))
+    label[:2] = 0
+    Image.fromarray(label).save(mask)
+    try:
+        finished = prepare(base, WORKER).remarks
+        last.unlink()
+        unfinished = prepare(base, WORKER).remarks
+    finally:
+        mask.write_bytes(content)
+        last.write_bytes(checkpoint)
+    assert told in finished
+    assert any("and is not trained again; the results are those of then" in line for line in finished)
+    assert f"{told}; what was trained and scored before saw those of then" in unfinished
+    assert not any("changed" in line for line in prepare(base, WORKER).remarks)
 
 
 def test_the_backbone_of_any_of_our_checkpoints_is_weights_to_start_from(base: Config) -> None:

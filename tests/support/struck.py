@@ -17,7 +17,7 @@ from tests.support.cli import LAUNCHER_VARIABLES, find_free_port
 from tests.support.loaded import start
 
 TRAINING = "trainer.step.update"
-EVALUATION = "trainer.validation.iou_per_class"
+EVALUATION = "trainer.validation.predict"
 SAVING = "trainer.learn.save_checkpoint"
 THRESHOLDS = "methods.plop.entropy_histogram"
 

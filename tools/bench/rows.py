@@ -133,7 +133,7 @@ def _step(setup: Setup, config: Config) -> Row:
         f"{describe_model(config)}, {describe_precision(config)}, crop {train.crop_size}, batch {train.batch_size}",
         ours,
         times["student"] + times["old"],
-        1.06,
+        1.05,
         peak,
         images_per_s=train.batch_size / ours,
         mfu=num_flops / ours / fastest,

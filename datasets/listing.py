@@ -83,7 +83,12 @@ def list_files(
 
 def describe_subfolders(folder: Path) -> list[str]:
     """A line about every folder in `folder`: nothing in it is read. Hidden ones are not worth a word."""
-    names = sorted(e.name for e in os.scandir(folder) if not e.name.startswith(".") and e.is_dir())
+    # An entry's own is_dir raises where links lead in a circle; a file that is no link costs no look at the disk.
+    names = sorted(
+        e.name
+        for e in os.scandir(folder)
+        if not e.name.startswith(".") and (os.path.isdir(e.path) if e.is_symlink() else e.is_dir())  # noqa: PTH112
+    )
     return [
         f"{folder / name}: is a folder, in which nothing is looked for; move its files up" for name in names
     ]

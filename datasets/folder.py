@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets.class_list import read_class_list
 from datasets.config import FilesConfig
 from datasets.file_dataset import FileDataset
-from datasets.listing import check_split, describe_left_out, describe_subfolders, list_files, pair_samples
+from datasets.listing import check_split, describe_left_out, list_files, pair_samples
 from datasets.source import file_source
 from utils.images import make_palette
 
@@ -51,10 +51,7 @@ def open_split(root: Path, split: str, problems: list[str] | None = None) -> Fil
         problems=problems,
     )
     palette = classes.colours or make_palette(len(classes.names))
-    # What collects problems has been told of folders already.
-    folders = (image_folder, mask_folder) if problems is None else ()
     remarks = (
-        *(line for folder in folders for line in describe_subfolders(folder)),
         *describe_left_out(image_folder, IMAGE_SUFFIXES, "images"),
         *describe_left_out(mask_folder, {".png"}, "masks"),
     )

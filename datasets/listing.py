@@ -53,14 +53,14 @@ def list_files(
         names = sorted(os.listdir(folder))  # noqa: PTH208 - names are enough, and much faster for large folders
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{folder}: no such folder. {expected}") from None
-    if problems is not None:
-        problems += describe_subfolders(folder)
     found: dict[str, Path] = {}
     for name in names:
         stem, suffix = os.path.splitext(name)  # noqa: PTH122
         if name.startswith("."):
             continue
         if suffix.lower() not in suffixes:
+            if problems is not None and (folder / name).is_dir():
+                problems.append(_describe_subfolder(folder / name))
             continue
         if not _is_utf8(name):
             # Image ids are written into text files of a run.
@@ -81,21 +81,8 @@ def list_files(
     return found
 
 
-def describe_subfolders(folder: Path) -> list[str]:
-    """A line about every folder in `folder`: nothing in it is read. Hidden ones are not worth a word."""
-    # An entry's own is_dir raises where links lead in a circle; a file that is no link costs no look at the disk.
-    names = sorted(
-        e.name
-        for e in os.scandir(folder)
-        if not e.name.startswith(".") and (os.path.isdir(e.path) if e.is_symlink() else e.is_dir())  # noqa: PTH112
-    )
-    return [
-        f"{folder / name}: is a folder, in which nothing is looked for; move its files up" for name in names
-    ]
-
-
 def describe_left_out(folder: Path, suffixes: Collection[str], what: str) -> tuple[str, ...]:
-    """A line about the files in `folder` that have none of the (lower-case) suffixes, none where all have one.
+    """Lines about what in `folder` has none of the (lower-case) suffixes: one a folder, and one of all files.
 
     Hidden files and those that systems leave there are not worth a word. what: 'images', or what else is looked for.
     """
@@ -105,15 +92,23 @@ def describe_left_out(folder: Path, suffixes: Collection[str], what: str) -> tup
         if not entry.name.startswith(".")
         and entry.name.lower() not in _OF_SYSTEMS
         and os.path.splitext(entry.name)[1].lower() not in suffixes  # noqa: PTH122
-        and not entry.is_dir()
     )
+    # Not an entry's own is_dir, which raises where links lead in a circle.
+    subfolders = [folder / name for name in names if (folder / name).is_dir()]
+    told = tuple(map(_describe_subfolder, subfolders))
+    names = [name for name in names if folder / name not in subfolders]
     if not names:
-        return ()
+        return told
     more = f" and {len(names) - MAX_LEFT_OUT} more" if len(names) > MAX_LEFT_OUT else ""
     return (
+        *told,
         f"{folder}: left out, as {what} are {', '.join(sorted(suffixes))} in any case: "
         f"{', '.join(map(ascii, names[:MAX_LEFT_OUT]))}{more}",
     )
+
+
+def _describe_subfolder(path: Path) -> str:
+    return f"{path}: is a folder, in which nothing is looked for; move its files up"
 
 
 def _is_utf8(name: str) -> bool:

@@ -90,7 +90,13 @@ def check_data(config: Config) -> Report:
         for step in task.steps
     ]
     shares = class_shares(task, selected, splits["train"].pixels, splits["val"].pixels)
-    remarks = [line for data in datasets.values() if isinstance(data, FileDataset) for line in data.remarks]
+    remarks = [
+        line
+        for data in datasets.values()
+        if isinstance(data, FileDataset)
+        for line in data.remarks
+        if line not in problems
+    ]
     more, warnings = find_gaps(task, splits, config, selected)
     problems = list(dict.fromkeys([*problems, *more]))
     return Report(

@@ -69,10 +69,11 @@ def test_files_that_are_left_out_are_named(tmp_path: Path) -> None:
     (tmp_path / "masks" / "train" / "b.tif").touch()
     more = tmp_path / "images" / "train" / "more"
     more.mkdir()
+    (tmp_path / "images" / "train" / "circle").symlink_to("circle")
     subfolder, images, masks = folder.open_split(tmp_path, "train").remarks
     assert subfolder == f"{more}: is a folder, in which nothing is looked for; move its files up"
     assert images.startswith(f"{tmp_path / 'images' / 'train'}: left out, as images are .avif, .bmp, .gif")
-    assert images.endswith(": 'b.heic', 'notes.txt'")
+    assert images.endswith(": 'b.heic', 'circle', 'notes.txt'")
     assert masks == f"{tmp_path / 'masks' / 'train'}: left out, as masks are .png in any case: 'b.tif'"
 
 

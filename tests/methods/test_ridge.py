@@ -159,12 +159,13 @@ def test_steps_add_up_to_what_one_pass_over_all_their_cells_gives(folder: Path) 
     expected = torch.linalg.lstsq(
         torch.cat([*rows, penalty]), torch.cat([*targets, torch.zeros(size, 5).double()])
     ).solution
-    method.state = checkpoint(folder, 1)["method_state"]
+    last = checkpoint(folder, 1)
+    method.state = last["method_state"]
     weight, _ = method.solve()
     exact = (expected[:-1] / state["deviation"][:, None]).T
     torch.testing.assert_close(weight, exact, rtol=1e-10, atol=1e-10 * float(exact.abs().max()))
     raw = exact * state["sharpness"]
-    solved = checkpoint(folder, 1)["model"]["closed_form.weight"]
+    solved = last["model"]["closed_form.weight"]
     assert float(raw.abs().max()) > 1e-3
     torch.testing.assert_close(solved.double(), raw, rtol=1e-5, atol=1e-6 * float(raw.abs().max()))
 

@@ -49,21 +49,15 @@ def read_run(folder: Path) -> Run:
     config = read_yaml(folder / "config.yaml")
     path = folder / "results.json"
     if not path.exists():
-        return Run(str(folder), {"steps": [], "class_names": []}, _fields_before_results(config))
+        flat = dict(flatten(config))
+        told = {"method": flat.get("method.name", flat.get("method")), "dataset": flat.get("data.name")}
+        return Run(str(folder), {"steps": [], "class_names": []}, _make_fields(flat, told))
     content = load_json(path)
     try:
         return make_run(str(folder), dict(flatten(config)), content)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{path}: not the results of a run ({reason})") from error
-
-
-def _fields_before_results(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a run that has no results yet, as far as its config tells them."""
-    fields = dict(flatten(config))
-    method = fields.pop("method.name", fields.get("method"))
-    told = {"method": method, "variant": fields.get("variant") or method, "dataset": fields.get("data.name")}
-    return fields | {name: value for name, value in told.items() if value is not None}
 
 
 def make_run(source: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> Run:
@@ -76,9 +70,14 @@ def make_run(source: str, config: Mapping[str, Any], results: Mapping[str, Any])
     for step in results["steps"]:
         for score in COLUMNS:
             score_of(step, score)
-    variant = config.get("variant") or results["method"]
+    return Run(source, results, _make_fields(config, scalars))
+
+
+def _make_fields(config: Mapping[str, Any], scalars: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a flat config, over which what is known of the run as a whole wins; None is not known."""
     options = {name: value for name, value in config.items() if name != "method.name"}
-    return Run(source, results, options | scalars | {"variant": variant})
+    told = {**scalars, "variant": config.get("variant") or scalars["method"]}
+    return options | {name: value for name, value in told.items() if value is not None}
 
 
 def score_of(step: Mapping[str, Any], score: str) -> float | None:

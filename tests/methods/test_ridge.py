@@ -15,8 +15,8 @@ from methods.base import Looks
 from methods.closed_form import Sums
 from methods.ridge import Ridge
 from models import SegmentationModel, load_model
-from tests.support.cli import call_tool, set_fields, write_tiny_config
-from tests.support.struck import run_ranks
+from tests.support.cli import write_tiny_config
+from tests.support.solved import ridge_fields, stored
 from tests.support.training import SEGMENTER, WORKER, tiny, train, weights
 from trainer.checkpoint import checkpoint_path, load_checkpoint
 from trainer.config import load_config
@@ -25,35 +25,22 @@ from trainer.plan import prepare
 from trainer.session import Session
 
 
-def fields(folder: Path, *more: str, backbone: str = "test_resnet") -> list[str]:
-    """The method on a backbone whose 'pretrained' weights are random ones in a file of `folder`."""
-    path = folder / f"{backbone}.pth"
-    if not path.is_file():
-        torch.manual_seed(0)
-        torch.save(timm.create_model(backbone).state_dict(), path)
-    return ["method=ridge", f"model.pretrained={path}", *more]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a run of the method lies, in runs/ridge."""
     folder = tmp_path_factory.mktemp("ridge")
-    train(tiny(folder, "ridge", *fields(folder)))
+    train(tiny(folder, "ridge", *ridge_fields(folder)))
     return folder
 
 
-def checkpoint(folder: Path, step: int, log: str = "ridge") -> dict[str, Any]:
-    return load_checkpoint(checkpoint_path(folder / "runs" / log, step))
-
-
 def test_nothing_but_the_solution_ever_changes(folder: Path) -> None:
-    before, after = checkpoint(folder, 0)["model"], checkpoint(folder, 1)["model"]
+    before, after = stored(folder, 0)["model"], stored(folder, 1)["model"]
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"closed_form.weight", "closed_form.bias"}
     pretrained = torch.load(folder / "test_resnet.pth", weights_only=True)
     kept = [name for name in before if name.startswith("backbone.")]
     assert all(torch.equal(before[name], pretrained[name.removeprefix("backbone.")]) for name in kept)
-    assert [len(c["model"]["closed_form.bias"]) for c in (checkpoint(folder, 0), checkpoint(folder, 1))] == [
+    assert [len(c["model"]["closed_form.bias"]) for c in (stored(folder, 0), stored(folder, 1))] == [
         3,
         5,
     ]
@@ -62,7 +49,7 @@ def test_nothing_but_the_solution_ever_changes(folder: Path) -> None:
 
 
 def test_the_sums_are_carried_on_in_the_checkpoint(folder: Path) -> None:
-    base, last = (checkpoint(folder, step)["method_state"] for step in (0, 1))
+    base, last = (stored(folder, step)["method_state"] for step in (0, 1))
     size = len(base["gram"])
     assert base["targets"].shape == (size, 3)
     assert last["targets"].shape == (size, 5)
@@ -92,14 +79,14 @@ def all_maps(model: SegmentationModel) -> list[torch.Tensor]:
 
 def test_another_method_takes_the_network_without_its_solution(folder: Path) -> None:
     base = f"init_from={checkpoint_path(folder / 'runs/ridge', 0)}"
-    config = tiny(folder, "mbs", "method=mbs", base)
+    config = tiny(folder, "mbs", "method=mbs", "model.output_stride=8", base)
     train(config)
     for step in (0, 1):
-        taken = checkpoint(folder, step, "mbs")
+        taken = stored(folder, step, "mbs")
         assert taken["method_state"] == {}
         assert not any(name.startswith("closed_form") for name in taken["model"])
-    own = checkpoint(folder, 0)["model"]
-    assert all(torch.equal(own[name], x) for name, x in checkpoint(folder, 0, "mbs")["model"].items())
+    own = stored(folder, 0)["model"]
+    assert all(torch.equal(own[name], x) for name, x in stored(folder, 0, "mbs")["model"].items())
 
 
 def test_scales_and_flips_add_the_cells_of_every_view_of_an_image(folder: Path) -> None:
@@ -126,11 +113,11 @@ def test_scales_and_flips_add_the_cells_of_every_view_of_an_image(folder: Path) 
 
 def test_steps_add_up_to_what_one_pass_over_all_their_cells_gives(folder: Path) -> None:
     """The recursion over two steps against weighted least squares over every cell at once, features and all."""
-    config = tiny(folder, "ridge", *fields(folder))
+    config = tiny(folder, "ridge", *ridge_fields(folder))
     plan = prepare(config, WORKER)
     model, _ = load_model(checkpoint_path(folder / "runs/ridge", 0))
     assert model.closed_form is not None
-    state = checkpoint(folder, 0)["method_state"]
+    state = stored(folder, 0)["method_state"]
     method = Ridge(config.method, 3, 2)
     rows, targets = [], []
     for step in plan.task.steps:
@@ -159,7 +146,7 @@ def test_steps_add_up_to_what_one_pass_over_all_their_cells_gives(folder: Path) 
     expected = torch.linalg.lstsq(
         torch.cat([*rows, penalty]), torch.cat([*targets, torch.zeros(size, 5).double()])
     ).solution
-    last = checkpoint(folder, 1)
+    last = stored(folder, 1)
     method.state = last["method_state"]
     weight, _ = method.solve()
     exact = (expected[:-1] / state["deviation"][:, None]).T
@@ -170,44 +157,18 @@ def test_steps_add_up_to_what_one_pass_over_all_their_cells_gives(folder: Path) 
     torch.testing.assert_close(solved.double(), raw, rtol=1e-5, atol=1e-6 * float(raw.abs().max()))
 
 
-def test_a_checkpoint_predicts_as_it_was_evaluated(folder: Path, tmp_path: Path) -> None:
-    path = checkpoint_path(folder / "runs/ridge", 1)
-    model, info = load_model(path)
-    assert model.closed_form is not None
-    assert info.class_names == ("background", "ring", "disc", "star", "cross")
-    evaluated = call_tool("evaluate", path, "--json", tmp_path / "figures.json", "--device", "cpu")
-    assert evaluated.returncode == 0, evaluated.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    results = json.loads((folder / "runs/ridge/results.json").read_text())
-    assert figures["per_class_iou"] == results["steps"][1]["per_class_iou"]
-
-
-def test_two_ranks_add_up_to_the_solution_of_one(folder: Path) -> None:
-    # No background cell takes a label: one whose two best scores tie may fall either way.
-    options = fields(folder, "method.margin=10")
-    train(tiny(folder, "one_rank", *options))
-    config = write_tiny_config(folder)
-    process = run_ranks("--config", config, "--log", "ranks", *set_fields(*options))
-    assert process.returncode == 0, process.stderr
-    ours, theirs = checkpoint(folder, 1, "ranks"), checkpoint(folder, 1, "one_rank")
-    for name, rtol in (("gram", 1e-9), ("targets", 1e-9), ("sharpness", 1e-6)):
-        torch.testing.assert_close(
-            ours["method_state"][name], theirs["method_state"][name], rtol=rtol, atol=1e-9
-        )
-
-
 def test_a_segmenter_is_solved_too(tmp_path: Path) -> None:
-    config = tiny(tmp_path, "segmenter", *fields(tmp_path, *SEGMENTER, backbone="test_vit"))
+    config = tiny(tmp_path, "segmenter", *ridge_fields(tmp_path, *SEGMENTER, backbone="test_vit"))
     results = train(config)
     width = cast(int, timm.create_model("test_vit").embed_dim)
-    assert checkpoint(tmp_path, 1, "segmenter")["model"]["closed_form.weight"].shape == (5, 2 * width)
+    assert stored(tmp_path, 1, "segmenter")["model"]["closed_form.weight"].shape == (5, 2 * width)
     assert len(results["steps"]) == 2
 
 
 @pytest.mark.parametrize("names", ["[heads]", "[image]"])
 def test_what_is_no_map_of_the_model_is_refused(tmp_path: Path, names: str) -> None:
     with pytest.raises(ValueError, match=r"method\.described_by: found .* maps backbone, stages, aspp, head"):
-        tiny(tmp_path, "wrong", *fields(tmp_path, f"method.described_by={names}"))
+        tiny(tmp_path, "wrong", *ridge_fields(tmp_path, f"method.described_by={names}"))
 
 
 def test_a_network_without_weights_is_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -217,14 +178,15 @@ def test_a_network_without_weights_is_refused_before_anything_runs(tmp_path: Pat
 
 def test_other_maps_than_those_of_the_sums_so_far_are_refused(folder: Path) -> None:
     base = f"init_from={checkpoint_path(folder / 'runs/ridge', 0)}"
-    config = tiny(folder, "others", *fields(folder, "method.described_by=[stages]", base))
+    config = tiny(folder, "others", *ridge_fields(folder, "method.described_by=[stages]", base))
     with pytest.raises(ValueError, match=r"found stages, but the sums .* are of backbone, stages, image"):
         train(config)
 
 
 def test_a_class_without_cells_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a grid of 2x2 cells none is all star."""
-    train(tiny(folder, "coarse", *fields(folder, "method.purity=1.0")))
+    few_cells = ("data.image_size=32", "model.output_stride=16", "method.purity=1.0")
+    train(tiny(folder, "coarse", *ridge_fields(folder, *few_cells)))
     told = capsys.readouterr().out
     assert "step 1: no cell shows star by 100%: it will never be predicted; lower method.purity" in told
 
@@ -245,32 +207,6 @@ def test_a_class_whose_cells_score_higher_as_another_on_average_is_told() -> Non
     )
     assert len(told) == 1
     assert told[0].startswith("cells of cow score higher as dog on average")
-
-
-def test_a_run_that_was_interrupted_between_steps_ends_the_same(folder: Path) -> None:
-    config = tiny(folder, "resumed", *fields(folder))
-    train(config)
-    checkpoint_path(config.run_dir, 1).unlink()
-    train(config)
-    ours, theirs = checkpoint(folder, 1, "resumed"), checkpoint(folder, 1)
-    assert all(torch.equal(ours["model"][name], x) for name, x in theirs["model"].items())
-    assert all(torch.equal(ours["method_state"][name], x) for name, x in theirs["method_state"].items())
-
-
-def test_exemplars_in_memory_are_summed_too(folder: Path) -> None:
-    config = tiny(folder, "memory", *fields(folder, "memory.size=6"))
-    train(config)
-    counts = [checkpoint(folder, 1, log)["method_state"]["gram"][-1, -1] for log in ("memory", "ridge")]
-    assert counts[0] > counts[1]
-
-
-def test_a_solved_model_is_exported_to_onnx(folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    path = checkpoint_path(folder / "runs/ridge", 1)
-    output = tmp_path / "model.onnx"
-    process = call_tool("export", path, "--format", "onnx", "--size", "dynamic", "--output", output)
-    assert process.returncode == 0, process.stderr
-    assert output.is_file()
 
 
 def test_a_base_step_without_sums_and_without_images_is_refused_before_training(tmp_path: Path) -> None:

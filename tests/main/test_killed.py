@@ -23,7 +23,8 @@ from trainer.progress import progress_paths
 
 LONG = (
     *("method=plop", "train.num_epochs=4", "train.momentum=0.9", "save_every=5", "logging.every=3"),
-    "logging.num_panels=0",
+    # Ranks draw for themselves what they drop.
+    *("logging.num_panels=0", "model.dropout=0.2"),
 )
 
 
@@ -122,12 +123,23 @@ def test_launchers_restart_a_dead_rank_pass_sigterm_on_and_meet_again_at_once_on
     tmp_path: Path, two_ranks: Path
 ) -> None:
     arguments = command(tmp_path, "launched", "data.num_workers=1", "save_every=2")
-    killed = Strike(TRAINING, 4, signal.SIGKILL, tmp_path / "killed", rank=1)
-    told = Strike(TRAINING, 7, signal.SIGTERM, tmp_path / "told", "launcher")
-    fork_launcher(find_free_port(), arguments, killed, told).end()
     log = tmp_path / "runs" / "launched" / "log.txt"
+
+    def launch(*strikes: Strike) -> str:
+        code, told = fork_launcher(find_free_port(), arguments, *strikes).end()
+        assert code == 1  # as torchrun
+        assert "resource_sharer" not in told, "a data worker that served a rank"
+        return told
+
+    killed = Strike(TRAINING, 4, signal.SIGKILL, tmp_path / "killed", rank=1)
+    told = launch(killed, Strike(EVALUATION, 1, signal.SIGTERM, tmp_path / "evaluating", "launcher"))
     assert "step 0: goes on after 2 iterations" in log.read_text()
-    assert "SIGTERM: step 0 was saved after 9 iterations" in log.read_text()
+    assert "SIGTERM: ended; the same command goes on from here" in told
+    told = launch(Strike(THRESHOLDS, 1, signal.SIGTERM, tmp_path / "measuring", "launcher"))
+    assert told.count("SIGTERM: ended; the same command goes on from here") == 2
+    # As timeout and Slurm do: to the launcher, the ranks and their data workers at once.
+    launch(Strike(TRAINING, 3, signal.SIGTERM, tmp_path / "training", "group"))
+    assert "SIGTERM: step 1 was saved after 3 iterations" in log.read_text()
     # Each node counts its restarts for itself: were that the name of where ranks meet, they would wait out the timeout.
     arguments += ["--set", "distributed.timeout=1000"]
     killed = Strike(TRAINING, 3, signal.SIGKILL, tmp_path / "on_one_node", rank=1)
@@ -135,5 +147,5 @@ def test_launchers_restart_a_dead_rank_pass_sigterm_on_and_meet_again_at_once_on
     nodes = [fork_launcher(port, arguments, killed, nodes=2) for _ in range(2)]
     ends = [node.end() for node in nodes]
     assert [code for code, _ in ends] == [0, 0], ends
-    assert "step 0: goes on after 10 iterations" in log.read_text()
+    assert "step 1: goes on after 4 iterations" in log.read_text()
     assert outcome(log.parent) == outcome(two_ranks)

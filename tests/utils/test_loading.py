@@ -6,6 +6,9 @@ import multiprocessing
 import os
 import re
 import signal
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Client
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from tests.support.paths import ROOT
-from utils.loading import ReadAhead, collate_channels_last
+from utils.loading import ReadAhead, collate_channels_last, tell_unless_left
 
 
 class Blocked(Dataset[bool]):
@@ -24,6 +27,22 @@ class Blocked(Dataset[bool]):
 
     def __len__(self) -> int:
         return 2
+
+
+class Left(Dataset[int]):
+    """A worker's thread hands files over; one who asks for one is gone before, the next one gets his."""
+
+    def __getitem__(self, _: int) -> int:
+        read, write = os.pipe()
+        shared = resource_sharer.DupFd(read)
+        address, _ = cast(Any, shared)._id
+        Client(address, authkey=multiprocessing.current_process().authkey).close()
+        fetched = shared.detach()
+        os.write(write, b"7")
+        return int(os.read(fetched, 1))
+
+    def __len__(self) -> int:
+        return 1
 
 
 class Numbered(Dataset[tuple[Tensor, int]]):
@@ -58,6 +77,15 @@ def test_a_worker_meets_no_signal_of_the_job_and_obeys_its_parent() -> None:
     worker.terminate()
     worker.join()
     assert worker.exitcode == 0
+
+
+def test_a_worker_prints_no_traceback_where_its_parent_ends_in_the_middle_of_a_batch(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert list(ReadAhead(Left(), batch_size=None, num_workers=1)) == [7]
+    assert capfd.readouterr().err == ""
+    tell_unless_left(ValueError, ValueError("another"), None)
+    assert capfd.readouterr().err == "ValueError: another\n"
 
 
 def test_a_worker_ends_with_a_parent_that_is_killed() -> None:

@@ -77,12 +77,19 @@ def background_ratio(background: Tensor, found: Tensor, less: float) -> Tensor:
 def draw_replay(state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return an iteration's features (M,D,1,1) and their classes (M,), the same on every rank; once an iteration."""
     statistics = ClassStatistics(*(state[name] for name in ClassStatistics._fields))
-    classes, seed = state["replayed"], state["noise_seed"].cpu()
-    generator = torch.Generator(classes.device).manual_seed(int(seed))
+    classes = state["replayed"]
+    noise = draw_noise(state, len(classes), statistics.prototypes.shape[1], classes.device)
+    return draw_features(statistics, classes, *noise)[:, :, None, None], classes
+
+
+def draw_noise(
+    state: dict[str, Tensor], num_features: int, num_channels: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return an iteration's normal noise of features (M,D) and of their lengths (M,1); the next one draws anew."""
+    seed = state["noise_seed"].cpu()
+    generator = torch.Generator(device).manual_seed(int(seed))
     state["noise_seed"] = seed + 1
-    num_channels = statistics.prototypes.shape[1]
     noise, length_noise = (
-        torch.randn(len(classes), size, generator=generator, device=classes.device)
-        for size in (num_channels, 1)
+        torch.randn(num_features, size, generator=generator, device=device) for size in (num_channels, 1)
     )
-    return draw_features(statistics, classes, noise, length_noise)[:, :, None, None], classes
+    return noise, length_noise

@@ -1,6 +1,7 @@
 """train.compile: what a step runs is compiled in every step, however many there are."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from trainer.iteration import Learner, backward, wrap
 from trainer.network import Network
 
 NUM_STEPS = 12
+COMPILE = torch.compile
 
 
 class Small(SegmentationModel):
@@ -41,13 +43,14 @@ class Small(SegmentationModel):
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return load_config(write_tiny_config(tmp_path), ["train.compile=true", "method=finetune"])
+    """lwf asks the old model too."""
+    return load_config(write_tiny_config(tmp_path), ["train.compile=true", "method=lwf"])
 
 
 @pytest.fixture(autouse=True)
 def _eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compile with a backend that needs no C++ compiler, and fail where PyTorch would stop compiling."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch, "compile", partial(COMPILE, backend="eager"))
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         yield
     torch.compiler.reset()
@@ -60,17 +63,27 @@ def train_steps(config: Config) -> None:
     for step in range(1, NUM_STEPS + 1):
         num_classes = [2, *[1] * (step - 1)]
         method = method_of_step(config.method, sum(num_classes), 1)
-        learner = Learner(method, Network(Small([*num_classes, 1]), nn.ModuleDict()), None)
+        old_model = Small(num_classes).eval().requires_grad_(False)
+        learner = Learner(method, Network(Small([*num_classes, 1]), nn.ModuleDict()), old_model)
         backward(learner, wrap(learner, config, WORKER), [batch], scaler, config, WORKER)
 
 
-def test_twelve_growing_steps_are_all_compiled(
-    config: Config,
+def test_in_twelve_growing_steps_both_models_and_the_objective_are_compiled(
+    config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    trained: list[bool] = []
+
+    def note_models(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        """Compile as backend eager does, and note whether the weight of a model's convolution trains."""
+        trained.extend(x.requires_grad for x in inputs if isinstance(x, Tensor) and x.shape == (6, 3, 2, 2))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(COMPILE, backend=note_models))
     torch._dynamo.utils.counters.clear()
     train_steps(config)
-    # The model, the targets and the terms of each.
-    assert torch._dynamo.utils.counters["frames"]["ok"] >= 3 * NUM_STEPS
+    assert Counter(trained) == {True: NUM_STEPS, False: NUM_STEPS}
+    # Both models, the targets and the terms of each.
+    assert torch._dynamo.utils.counters["frames"]["ok"] >= 4 * NUM_STEPS
 
 
 def test_if_nothing_were_forgotten_pytorch_would_stop_compiling(

@@ -90,6 +90,19 @@ def test_entries_that_span_a_kill_and_one_kill_after_another_lose_nothing(
     assert tensorboard_iterations(killed.run_dir, "loss") == tensorboard_iterations(plain.run_dir, "loss")
 
 
+def test_a_run_in_bf16_that_is_killed_ends_bit_for_bit_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = ("train.amp=bf16", "train.channels_last=true", "train.num_epochs=2", "save_every=1")
+    plain, killed = (tiny(tmp_path, name, *fields) for name in ("plain", "killed"))
+    train(plain)
+    for iteration in (4, 3):  # within step 0, then within step 1
+        with killed_before(iteration, monkeypatch):
+            train(killed)
+    train(killed)
+    assert outcome(killed.run_dir) == outcome(plain.run_dir)
+
+
 def test_a_resumed_step_says_so_and_leaves_no_mid_step_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

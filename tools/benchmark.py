@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from typing import Any
 import torch
 
 from tools.bench.rows import ROWS
-from tools.bench.setup import Row, Setup
-from trainer.config import Config, load_config, make_config
+from tools.bench.setup import Row, Setup, default_configs
+from trainer.config import load_config
 from trainer.precision import settle_precision
 from utils.arguments import add_device, add_overwrite, add_set, fail, new_parser, to_path
 from utils.distributed import process_group
@@ -59,34 +58,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="tiny sizes, one repetition: does it run? The figures mean nothing",
     )
     return parser
-
-
-def default_configs(quick: bool, overrides: Sequence[str] = ()) -> list[Config]:
-    """DeepLabV3-R50 and Segmenter (ViT-B/16), crop 256, batch 4, without ImageNet weights; tiny where `quick`."""
-    deeplabv3 = {"backbone": "test_resnet" if quick else "resnet50", "channels": 8 if quick else 256}
-    segmenter = {"name": "segmenter"} | (
-        {"backbone": "test_vit", "channels": 24}
-        if quick
-        else {"backbone": "vit_base_patch16_384", "channels": 768}
-    )
-    return [default_config(model, quick, overrides) for model in (deeplabv3, segmenter)]
-
-
-def default_config(model: dict[str, Any], quick: bool, overrides: Sequence[str]) -> Config:
-    """What the rows need of a config, for a model."""
-    values = {
-        "task": "15-1",
-        "data": {"name": "voc", "num_workers": 0},
-        "model": model | {"pretrained": False},
-        "train": {
-            "batch_size": 2 if quick else 4,
-            "crop_size": 32 if quick else 256,
-            "num_epochs": 1,
-            "lr_base": 1e-3,
-            "lr_incremental": 1e-4,
-        },
-    }
-    return make_config(values, Path("benchmark"), overrides)
 
 
 def format_row(row: Row) -> str:

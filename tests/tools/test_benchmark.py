@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from methods import METHODS
 from tests.support.cli import call_tool, set_fields
 from tests.support.training import WORKER, tiny
 from tools.bench.flops import count_flops
@@ -44,7 +45,10 @@ def test_every_row_has_its_figures(content: dict[str, Any]) -> None:
             assert row["ratio"] is None
         else:
             assert row["ratio"] == pytest.approx(row["ours_s"] / row["floor_s"])
-    assert all(row["logits_alive"] > 0 for row in rows if row["name"] == "objective")
+    objectives = [row for row in rows if row["name"] == "objective"]
+    assert all(row["logits_alive"] > 0 for row in objectives)
+    trained = [name for name, method in METHODS.items() if method.trains]
+    assert [row["what"].split(",")[0] for row in objectives] == trained
     steps = [row for row in rows if row["name"] == "step"]
     assert len(steps) == 2
     for row in steps:

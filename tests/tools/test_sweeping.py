@@ -34,6 +34,7 @@ mkdir -p "$RUNS/$2/checkpoints"
 touch "$RUNS/$2/checkpoints/step_0.pth"
 until (( $(wc -l < "$RECORD") >= TOGETHER )); do :; done
 echo "$2 speaks"
+touch "$RUNS/$2/done"
 """
 START = "voc_15-1_overlap_"
 
@@ -164,6 +165,29 @@ def test_a_run_that_is_under_way_elsewhere_is_waited_for_and_started_only_if_it_
     expected = f"{where}, process {other.pid} on {platform.node()}"
     assert place.told[0] == f"== {START}mbs_seed0 (1/1) {expected}"
     assert len(place.started) == (0 if is_done else 1)
+
+
+def test_two_sweeps_that_race_for_the_same_runs_start_each_of_them_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = plan(place.folder, "mbs finetune lwf", "0 1")
+    monkeypatch.setattr(runner, "is_finished", lambda run: (run.config.run_dir / "done").exists())
+    monkeypatch.setattr(runner, "SECONDS_BETWEEN_LOOKS", 0.01)
+    context = multiprocessing.get_context("fork")
+    together = context.Barrier(2)
+
+    def sweep() -> None:
+        together.wait()
+        sys.exit(len(place.run(runs, "0", "1")))
+
+    sweeps = [context.Process(target=sweep) for _ in range(2)]
+    for process in sweeps:
+        process.start()
+    for process in sweeps:
+        process.join()
+    assert [process.exitcode for process in sweeps] == [0, 0]
+    names = [f"{method}_seed{seed}" for method in ("mbs", "finetune", "lwf") for seed in (0, 1)]
+    assert sorted(name for name, _ in place.started) == sorted(names)
 
 
 @pytest.mark.parametrize(

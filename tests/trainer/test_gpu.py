@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -18,17 +20,21 @@ from tests.support.cli import write_tiny_config
 from tests.support.fake_gpu import GPU, HostWaitsError, Watch, fake, make_fake
 from tests.support.training import WORKER, tiny, train
 from tests.trainer.test_gradients import make_batch, make_begun_learner, make_config, make_learner
-from trainer import iteration
+from trainer import iteration, looks
 from trainer.checks import uses_sync_batch_norm
 from trainer.config import Config, load_config
 from trainer.iteration import Learner, backward, wrap
 from trainer.kernels import fastest_convolutions, fixed_order
+from trainer.learn import step_dataset, whole_datasets
+from trainer.looks import StepLooks
 from trainer.optim import build_optimizer
 from trainer.plan import Plan, prepare
 from trainer.rare import RareConfig, RareTerms, weight_table
 from trainer.run import run
+from trainer.session import Session
 from trainer.step import update
 from utils.distributed import Worker
+from utils.loading import ReadAhead
 
 CPU = torch.device("cpu")
 TRAINED = [name for name, method in METHODS.items() if method.trains]
@@ -229,6 +235,38 @@ def test_cudnn_tries_its_kernels_where_sizes_stay_and_never_in_a_fixed_order() -
         assert not torch.are_deterministic_algorithms_enabled()
     assert torch.backends.cudnn.benchmark is before
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_looks_before_a_step_bring_bytes_to_the_gpu_from_memory_that_is_pinned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For thresholds, statistics and sums: 64-bit labels would take eight times as long, and the host would wait."""
+    moved: set[tuple[torch.dtype, torch.device]] = set()
+    pinned: list[bool] = []
+
+    def note_move(batch: tuple[Tensor, Tensor], device: torch.device, channels_last: bool) -> Any:
+        moved.update((x.dtype, device) for x in batch)
+        return batch
+
+    def unpinned(dataset: Any, pin_memory: bool, **how: Any) -> Any:
+        pinned.append(pin_memory)
+        return ReadAhead(dataset, **how)
+
+    monkeypatch.setattr(looks, "move", note_move)
+    monkeypatch.setattr(looks, "ReadAhead", unpinned)
+    config = tiny(tmp_path, "looks", "method=finetune")
+    plan = prepare(config, WORKER)
+    session, step = (
+        cast(Session, SimpleNamespace(config=config, plan=plan, worker=Worker(GPU))),
+        plan.task.steps[1],
+    )
+    model = plan.base_network[0].model
+    dataset, whole = step_dataset(plan, step, model), partial(whole_datasets, session, step)
+    taken = StepLooks(session, step, dataset, lambda: dataset, whole, None)
+    first = [next(iter(taken._batches(dataset))), next(taken.batches(1))[1][0], next(taken.whole_images())]
+    assert all(images.dtype == labels.dtype == torch.uint8 for images, labels in first)
+    assert moved == {(torch.uint8, GPU)}
+    assert pinned == [True] * 3
 
 
 @pytest.fixture(scope="module")

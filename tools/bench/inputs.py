@@ -19,29 +19,33 @@ IDENTITY = np.arange(256, dtype=np.uint8)
 """A table of class ids that changes none."""
 
 
-def random_outputs(
-    batch: int, num_classes: int, num_new: int, size: int, device: torch.device
-) -> tuple[Output, Output, Tensor]:
-    """Outputs of a model and of the old one, as training has them, and labels (B,size,size) of a step.
+def random_output(output: SegOutput, size: int, generator: torch.Generator) -> tuple[Output, list[Tensor]]:
+    """Return an output of random values and the leaves in it that a gradient reaches, as training has them.
 
-    The gradient reaches `grid_logits`, of which `pixel_logits` are not computed yet. Features and the backbone's four
-    stages are (B,256,32,32).
+    Scores are (B,K,h,w), features and class tokens shaped as in `output`; the backbone's four stages are the features.
+    `pixel_logits` (B,K,size,size) are not computed yet.
     """
-    generator = torch.Generator(device).manual_seed(0)
-    num_old = num_classes - num_new
 
-    def output(channels: int, trained: bool) -> Output:
-        shapes = (batch, channels, 32, 32), (batch, 256, 32, 32), (channels, 256)
-        grid_logits, features, class_tokens = (
-            (3 * torch.randn(shape, generator=generator, device=device)).requires_grad_(trained)
-            for shape in shapes
-        )
-        seen = features, class_tokens, None, (features,) * 4
-        logits = Upsampled(grid_logits, (size, size), (size, size))
-        return cast(Output, SegOutput(logits, grid_logits, *seen, backbone=features))
+    def leaf(like: Tensor) -> Tensor:
+        values = torch.randn(like.shape, generator=generator, device=like.device)
+        return (3 * values).requires_grad_(like.requires_grad)
 
-    labels = random_labels((batch, size, size), num_old, num_new, device)
-    return output(num_classes, True), output(num_old, False), labels
+    grid_logits, features, class_tokens = map(
+        leaf, (output.grid_logits, output.features, output.class_tokens)
+    )
+    ears, head_outputs = tuple(map(leaf, output.ears)), tuple(map(leaf, output.head_outputs))
+    made = SegOutput(
+        pixel_logits=Upsampled(grid_logits, (size, size), (size, size)),
+        grid_logits=grid_logits,
+        features=features,
+        class_tokens=class_tokens,
+        class_embeddings=None,
+        stages=(features,) * 4,
+        backbone=features,
+        ears=ears,
+        head_outputs=head_outputs,
+    )
+    return cast(Output, made), [grid_logits, features, class_tokens, *ears, *head_outputs]
 
 
 def random_labels(shape: tuple[int, ...], num_old: int, num_new: int, device: torch.device) -> Tensor:
@@ -50,12 +54,6 @@ def random_labels(shape: tuple[int, ...], num_old: int, num_new: int, device: to
     dice = torch.rand(shape, generator=generator, device=device)
     new = torch.randint(num_old, num_old + num_new, shape, generator=generator, device=device)
     return torch.where(dice < 0.2, new, 0).masked_fill(dice > 0.95, IGNORE_INDEX)
-
-
-def clear_gradients(output: Output) -> None:
-    """Forget the gradients of a random output."""
-    for leaf in (output.grid_logits, output.features, output.class_tokens):
-        leaf.grad = None
 
 
 class Stored:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
 
 from datasets.class_index import index_classes
 from datasets.incremental import StepDataset, ValidationDataset
@@ -24,15 +23,15 @@ from tools.bench.flops import count_flops, fastest_product
 from tools.bench.inputs import (
     IDENTITY,
     Stored,
-    clear_gradients,
     decode_mask,
-    random_outputs,
+    random_labels,
+    random_output,
     random_sample,
     write_samples,
 )
 from tools.bench.iteration import Iteration, describe_model, describe_precision, time_iteration
 from tools.bench.measure import Action, live_bytes, medians, peak_mib
-from tools.bench.setup import CPU, Row, Setup
+from tools.bench.setup import CPU, Row, Setup, default_config
 from trainer.checkpoint import new_model
 from trainer.config import Config
 from trainer.inference import autocast
@@ -41,8 +40,7 @@ from trainer.validation import evaluate
 from utils.distributed import Worker
 from utils.labels import IGNORE_INDEX
 
-OBJECTIVES = ("mbs", "finetune", "lwf", "ilt", "mib", "plop", "ssul", "dkd")
-"""Methods whose terms ask for nothing but what models say of a batch."""
+OBJECTIVES = tuple(name for name, method in METHODS.items() if method.trains)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -82,31 +80,41 @@ def objective(setup: Setup) -> Iterator[Row]:
 
 
 def _objective(setup: Setup, name: str, batch: int, num_classes: int, num_new: int) -> Row:
-    size = 64 if setup.quick else 512
-    output, old, labels = random_outputs(batch, num_classes, num_new, size, setup.device)
-    method = METHODS[name](METHODS[name].Options(name=name), num_classes - num_new, num_new)
-    method.modules = nn.ModuleDict(method.parts(output.features.shape[1])).to(setup.device)
-    # Of the looks before a step, the only outcome that terms of these methods ask for; about half the pixels pass.
-    method.state = {"thresholds": torch.full((method.num_old,), 0.4, device=setup.device)}
+    size, device = 64 if setup.quick else 512, setup.device
+    # A small network, whose outputs say what the method reads, of which size; their values are random ones.
+    model = {"backbone": "test_resnet", "channels": 8 if setup.quick else 256}
+    fields = f"method={name}", f"train.batch_size={batch}", f"train.crop_size={size}"
+    iteration = Iteration(
+        default_config(model, setup.quick, fields), [num_classes - num_new, num_new], setup.worker
+    )
+    method, images = iteration.learner.method, iteration.batch[0]
+    labels = random_labels((batch, size, size), method.num_old, num_new, device)
+    generator = torch.Generator(device).manual_seed(0)
+    output, leaves = random_output(iteration.wrapped(images, full_size=False), size, generator)
+    old, _ = random_output(iteration.old_model(images, full_size=False), size, generator)
+    if "thresholds" in method.state:  # about half the pixels pass
+        method.state["thresholds"].fill_(0.4)
+
+    def clear_gradients() -> None:
+        for leaf in leaves:
+            leaf.grad = None
 
     def ours() -> None:
-        clear_gradients(output)
+        clear_gradients()
         targets = method.targets(labels, old)
         terms = means(method.terms(output, old, targets), targets.counts)
         torch.stack(list(terms.values())).sum().backward()
 
     def floor() -> None:
-        clear_gradients(output)
+        clear_gradients()
         logits = F.interpolate(output.grid_logits, labels.shape[1:], mode="bilinear")
         F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX).backward()
 
-    times = medians({"ours": ours, "floor": floor}, setup.repetitions(9), setup.device)
-    clear_gradients(output)
-    alive = live_bytes(ours, setup.device) / (
-        output.pixel_logits.shape.numel() * output.grid_logits.element_size()
-    )
-    clear_gradients(output)
-    peak = peak_mib(ours, setup.device)
+    times = medians({"ours": ours, "floor": floor}, setup.repetitions(9), device)
+    clear_gradients()
+    alive = live_bytes(ours, device) / (output.pixel_logits.shape.numel() * output.grid_logits.element_size())
+    clear_gradients()
+    peak = peak_mib(ours, device)
     what = f"{name}, logits {tuple(output.pixel_logits.shape)}, {num_new} new"
     return Row("objective", what, times["ours"], times["floor"], 1.5 if name == "mbs" else 2.5, peak, alive)
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from trainer.config import Config
+from trainer.config import Config, make_config
 from utils.distributed import Worker
 
 CPU = torch.device("cpu")
@@ -56,3 +58,31 @@ class Row:
     @property
     def ratio(self) -> float | None:
         return None if self.floor_s is None else self.ours_s / self.floor_s
+
+
+def default_configs(quick: bool, overrides: Sequence[str] = ()) -> list[Config]:
+    """DeepLabV3-R50 and Segmenter (ViT-B/16), crop 256, batch 4, without ImageNet weights; tiny where `quick`."""
+    deeplabv3 = {"backbone": "test_resnet" if quick else "resnet50", "channels": 8 if quick else 256}
+    segmenter = {"name": "segmenter"} | (
+        {"backbone": "test_vit", "channels": 24}
+        if quick
+        else {"backbone": "vit_base_patch16_384", "channels": 768}
+    )
+    return [default_config(model, quick, overrides) for model in (deeplabv3, segmenter)]
+
+
+def default_config(model: dict[str, Any], quick: bool, overrides: Sequence[str]) -> Config:
+    """What the rows need of a config, for a model."""
+    values = {
+        "task": "15-1",
+        "data": {"name": "voc", "num_workers": 0},
+        "model": model | {"pretrained": False},
+        "train": {
+            "batch_size": 2 if quick else 4,
+            "crop_size": 32 if quick else 256,
+            "num_epochs": 1,
+            "lr_base": 1e-3,
+            "lr_incremental": 1e-4,
+        },
+    }
+    return make_config(values, Path("benchmark"), overrides)

@@ -14,8 +14,22 @@ def spatial_distances(difference: Tensor, kernels: tuple[int, ...] = KERNELS) ->
 
     Zeros pad it by k/2 on each side and count in the average. difference: (B,C,h,w).
     """
-    pooled = (F.avg_pool2d(difference, k, stride=1, padding=k // 2) for k in kernels)
-    return torch.stack([torch.linalg.vector_norm(x.flatten(1), dim=1) for x in pooled])
+    height, width = difference.shape[2:]
+
+    def averaged(kernel: int) -> Tensor:
+        # A pooling would look at every square cell by cell, 576 times at k = 24.
+        rows, columns = (averages(length, kernel, difference) for length in (height, width))
+        return rows @ (difference @ columns.T)
+
+    return torch.stack([torch.linalg.vector_norm(averaged(k).flatten(1), dim=1) for k in kernels])
+
+
+def averages(length: int, kernel: int, like: Tensor) -> Tensor:
+    """Return the matrix (windows,length), of like's type, that averages `kernel` cells a window, zeros beside them."""
+    num_windows = length + 2 * (kernel // 2) - kernel + 1
+    first = torch.arange(num_windows, device=like.device)[:, None] - kernel // 2
+    cells = torch.arange(length, device=like.device)
+    return ((cells >= first) & (cells < first + kernel)).to(like.dtype) / kernel
 
 
 def channel_distances(difference: Tensor) -> Tensor:

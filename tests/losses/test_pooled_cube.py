@@ -16,6 +16,15 @@ def test_one_pixel_by_hand() -> None:
     torch.testing.assert_close(distances, torch.tensor([2 * 3 / k**2 for k in KERNELS]))
 
 
+@pytest.mark.parametrize(("height", "width"), [(5, 9), (32, 30)])
+def test_squares_are_averaged_as_by_a_pooling(height: int, width: int) -> None:
+    x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0)).double()
+    kernels = (3, *KERNELS)
+    pooled = [torch.nn.functional.avg_pool2d(x, k, stride=1, padding=k // 2) for k in kernels]
+    expected = torch.stack([x.square().sum(dim=(1, 2, 3)).sqrt() for x in pooled])
+    torch.testing.assert_close(spatial_distances(x, kernels), expected, rtol=1e-12, atol=0)
+
+
 def test_triples_of_channels_by_hand() -> None:
     old, new = (torch.tensor(x).view(1, 3, 1, 1) for x in ([1.0, 2.0, 0.0], [2.0, 2.0, 1.0]))
     assert pooled_cube(new, old)[1].item() == pytest.approx(1.69967, abs=1e-5)

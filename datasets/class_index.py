@@ -19,7 +19,7 @@ from PIL import Image
 
 from datasets.file_dataset import FileDataset, describe_size
 from datasets.long_side import reduce_label, reduced_shape
-from datasets.masks import MaskCoding
+from datasets.masks import MaskCoding, distinct_numbers
 from datasets.unreadable import MAX_NAMED, Unreadable, explain
 from utils.console import progress_bar
 from utils.documents import load_json
@@ -37,8 +37,6 @@ CACHE_VERSION = 6
 STAMP = 8
 """Numbers that change with the two files of a sample."""
 _EXIF_ORIENTATION = 0x0112
-_ALL_BYTES = bytes(range(256))
-_ALL_IDS = frozenset(_ALL_BYTES) - {IGNORE_INDEX}
 
 
 class MaskEntry(NamedTuple):
@@ -211,21 +209,10 @@ def _read_mask(job: MaskJob) -> list[int] | str:
 def _decode_ids(job: MaskJob, pixels: npt.NDArray[np.uint8]) -> list[int]:
     """The data set ids that a mask's pixels show, sorted, 255 left out; raises DataError where one means none."""
     if pixels.ndim == 3:
-        return _distinct_ids(job.coding.decode(job.mask_path, pixels))
+        return distinct_numbers(job.coding.decode(job.mask_path, pixels))
     # Few numbers are decoded faster than all pixels.
-    numbers = np.array(_distinct_ids(pixels), np.uint8)
+    numbers = np.array(distinct_numbers(pixels), np.uint8)
     return sorted({*job.coding.decode(job.mask_path, numbers).tolist()} - {IGNORE_INDEX})
-
-
-def _distinct_ids(mask: npt.NDArray[np.uint8]) -> list[int]:
-    """The values of a mask, sorted, 255 left out."""
-    pixels = mask.reshape(-1)
-    num_words = pixels.size // 8
-    words = pixels[: 8 * num_words].view(np.uint64)
-    # Masks are mostly runs of one class: what equals its neighbour needs no second look.
-    changes = words[:-1][words[1:] != words[:-1]].tobytes() + pixels[max(0, 8 * num_words - 8) :].tobytes()
-    # Striking the bytes found from all bytes leaves those that are absent: faster than counting them.
-    return sorted(_ALL_IDS.difference(_ALL_BYTES.translate(None, delete=changes)))
 
 
 def read_image_size(path: str) -> tuple[int, int]:

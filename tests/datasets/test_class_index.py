@@ -56,17 +56,6 @@ def test_every_mask_gives_its_ids_without_255(root: Path, num_workers: int) -> N
     assert list(found) == [*"abcd"]
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (1, 8), (1, 9), (3, 5), (4, 4), (5, 13), (30, 40), (0, 4)])
-def test_distinct_ids_are_those_of_a_slow_search(shape: tuple[int, int]) -> None:
-    rng = np.random.default_rng(0)
-    for num_ids in (1, 2, 20, 256):
-        ids = rng.integers(0, 256, num_ids)
-        for run in (1, 3, 8, 50):  # pixels of one class in a row
-            mask = rng.choice(ids, shape[0] * shape[1] // run + 1).repeat(run)[: shape[0] * shape[1]]
-            expected = sorted(set(mask.tolist()) - {255})
-            assert class_index._distinct_ids(mask.astype(np.uint8).reshape(shape)) == expected
-
-
 def test_the_work_of_a_worker_can_be_sent_to_a_fresh_interpreter(root: Path) -> None:
     import multiprocessing
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from datasets import folder
 from datasets.class_index import index_classes
-from datasets.masks import MaskCoding, read_mask, remap
+from datasets.masks import MaskCoding, distinct_numbers, read_mask, remap
 from tests.support.cli import call_main, set_fields, write_tiny_config
 from tests.support.data import Mask, stripes, write_folder
 from tools import check_data
@@ -232,3 +232,14 @@ def test_remapping_is_a_look_up_in_the_table() -> None:
     np.testing.assert_array_equal(remap(label, table), table[label])
     np.testing.assert_array_equal(remap(label.T[::2, 1:], table), table[label.T[::2, 1:]])
     assert remap(label[:0], table).shape == (0, 50)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (1, 8), (1, 9), (3, 5), (4, 4), (5, 13), (30, 40), (0, 4)])
+def test_distinct_numbers_are_those_of_a_slow_search(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    for num_values in (1, 2, 20, 256):
+        numbers = rng.integers(0, 256, num_values)
+        for run in (1, 3, 8, 50):  # pixels of one class in a row
+            mask = rng.choice(numbers, shape[0] * shape[1] // run + 1).repeat(run)[: shape[0] * shape[1]]
+            expected = sorted(set(mask.tolist()) - {255})
+            assert distinct_numbers(mask.astype(np.uint8).reshape(shape)) == expected

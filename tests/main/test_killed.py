@@ -137,9 +137,10 @@ def test_launchers_restart_a_dead_rank_pass_sigterm_on_and_meet_again_at_once_on
     assert "SIGTERM: ended; the same command goes on from here" in told
     told = launch(Strike(THRESHOLDS, 1, signal.SIGTERM, tmp_path / "measuring", "launcher"))
     assert told.count("SIGTERM: ended; the same command goes on from here") == 2
-    # As timeout and Slurm do: to the launcher, the ranks and their data workers at once.
-    launch(Strike(TRAINING, 3, signal.SIGTERM, tmp_path / "training", "group"))
-    assert "SIGTERM: step 1 was saved after 3 iterations" in log.read_text()
+    # The launcher passes it on in its own time; timeout and Slurm send it to all, data workers too, at once.
+    for whom in ("launcher", "group"):
+        launch(Strike(TRAINING, 1, signal.SIGTERM, tmp_path / whom, whom))
+    assert log.read_text().count("SIGTERM: step 1 was saved after ") == 2
     # Each node counts its restarts for itself: were that the name of where ranks meet, they would wait out the timeout.
     arguments += ["--set", "distributed.timeout=1000"]
     killed = Strike(TRAINING, 3, signal.SIGKILL, tmp_path / "on_one_node", rank=1)
@@ -147,5 +148,5 @@ def test_launchers_restart_a_dead_rank_pass_sigterm_on_and_meet_again_at_once_on
     nodes = [fork_launcher(port, arguments, killed, nodes=2) for _ in range(2)]
     ends = [node.end() for node in nodes]
     assert [code for code, _ in ends] == [0, 0], ends
-    assert "step 1: goes on after 4 iterations" in log.read_text()
+    assert log.read_text().count("step 1: goes on after ") == 3
     assert outcome(log.parent) == outcome(two_ranks)

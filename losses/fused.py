@@ -237,17 +237,28 @@ def entropy_pseudo_labels_in_pieces(
     pseudo_labels, logits = labels.flatten(1).clone(), open_logits(*arguments(old_logits.detach()))
     rank = _rank(logits)
     for pixels, (centred, odds) in pixel_chunks(2, logits):
-        z = logits.read(pixels)
-        torch.sub(z, z.amax(dim=1, keepdim=True), out=centred)
-        mass = torch.exp(centred, out=odds).sum(dim=1)
-        entropy = mass.log() - odds.mul_(centred).sum(dim=1) / mass
+        entropy = _entropy(logits.read(pixels), centred, odds)
         old_class = _first_largest(centred.eq_(0), rank)
-        is_sure = entropy / math.log(logits.shape[1]) < thresholds[old_class]
+        is_sure = entropy < thresholds[old_class]
         given = pseudo_labels[:, pixels]
         pseudo_labels[:, pixels] = torch.where(
             given == 0, torch.where(is_sure, old_class, ignore_index), given
         )
     return pseudo_labels.view(labels.shape)
+
+
+@torch.compiler.disable  # a compiler would unroll the loop over pieces
+def normalised_entropy_in_pieces(logits: Logits) -> Tensor:
+    """Return what `losses.entropy_pseudo_label.normalised_entropy` returns, without a tensor of the logits' size.
+
+    logits: (B,K,H,W), K at least 2. Returns (B,H,W), float32 at least, without gradient.
+    """
+    batch, _, *size = logits.shape
+    reader = open_logits(*arguments(logits.detach()))
+    entropy = torch.empty(batch, reader.shape[2], device=reader.device, dtype=reader.dtype)
+    for pixels, (centred, odds) in pixel_chunks(2, reader):
+        entropy[:, pixels] = _entropy(reader.read(pixels), centred, odds)
+    return entropy.view(batch, *size)
 
 
 @torch.compiler.disable  # a compiler would unroll the loop over pieces
@@ -272,6 +283,14 @@ def sigmoid_pseudo_labels_in_pieces(
         is_taken = (given == 0) & (old_class != 0) & (old_class < num_old) & (score >= threshold)
         pseudo_labels[:, pixels] = torch.where(is_taken, old_class, given)
     return pseudo_labels.view(labels.shape)
+
+
+def _entropy(z: Tensor, centred: Tensor, odds: Tensor) -> Tensor:
+    """Entropy (B,n) of softmax(z) over its largest value; z: (B,K,n). Leaves z less its largest in `centred`."""
+    torch.sub(z, z.amax(dim=1, keepdim=True), out=centred)
+    mass = torch.exp(centred, out=odds).sum(dim=1)
+    entropy: Tensor = (mass.log() - odds.mul_(centred).sum(dim=1) / mass) / math.log(z.shape[1])
+    return entropy
 
 
 def _rank(logits: LogitReader) -> Tensor:

@@ -5,11 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from losses.entropy_pseudo_label import normalised_entropy
+from losses.fused import normalised_entropy_in_pieces
+from losses.pieces import Logits
 
 
 def uncertainty_weights(
-    pseudo_labels: Tensor, old_logits: Tensor, threshold: float, rescale: bool = False
+    pseudo_labels: Tensor, old_logits: Logits, threshold: float, rescale: bool = False
 ) -> Tensor:
     """Return u (B,H,W), exp(1 − H/θ) where the old model's entropy H is below θ, else 0; e for new classes.
 
@@ -18,8 +19,7 @@ def uncertainty_weights(
     int64; old_logits: (B,K_old,H,W), K_old at least 2. No gradient.
     """
     num_old = old_logits.shape[1]
-    # An image at a time: entropy takes several tensors of the logits' size.
-    entropy = torch.cat([normalised_entropy(logits[None]) for logits in old_logits.detach()]).clamp(min=0)
+    entropy = normalised_entropy_in_pieces(old_logits).clamp(min=0)
     if rescale:
         least, most = entropy.aminmax()
         entropy = (entropy - least) / (most - least).clamp(min=torch.finfo(entropy.dtype).tiny)

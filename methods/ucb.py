@@ -49,7 +49,7 @@ class UCB(Method):
         targets, options = super().targets(labels, old), self.options
         pseudo_labels, num_classes = targets.pseudo_labels, self.num_old + self.num_new
         sureness = uncertainty_weights(
-            pseudo_labels, old.logits, options.entropy_threshold, options.rescale_entropy
+            pseudo_labels, old.pixel_logits, options.entropy_threshold, options.rescale_entropy
         )
         labelled = sureness.masked_fill(pseudo_labels == IGNORE_INDEX, 0)
         counts = {

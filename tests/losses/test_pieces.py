@@ -9,6 +9,7 @@ from torch import Tensor
 
 from losses import fused
 from losses.class_groups import class_groups
+from losses.entropy_pseudo_label import normalised_entropy
 from losses.pieces import Logits, arguments, open_logits, pixel_chunks
 from tools.bench.measure import live_bytes
 from utils.upsampling import Upsampled
@@ -90,6 +91,15 @@ def test_pseudo_labels_of_a_grid_are_those_of_its_pixels(
         found = select(lazy(old))
         assert torch.equal(found, select(pixels_of(old)))
         assert (found != labels).any()
+
+
+@pytest.mark.parametrize("num_elements", [60, 2**20])
+def test_entropy_of_a_grid_is_that_of_its_pixels(num_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = random_grid(NUM_OLD, 1)
+    cut(num_elements, monkeypatch)
+    found = fused.normalised_entropy_in_pieces(lazy(old))
+    torch.testing.assert_close(found, normalised_entropy(pixels_of(old)).detach(), rtol=1e-12, atol=1e-12)
+    assert not found.requires_grad
 
 
 @pytest.mark.parametrize("num_elements", [1, 60, 300, 301, 2**20])

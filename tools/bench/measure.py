@@ -20,16 +20,17 @@ Action = Callable[[], object]
 def medians(actions: Mapping[str, Action], repetitions: int, device: torch.device) -> dict[str, float]:
     """Return the median seconds of every action; they take turns, so that a busy machine slows all of them alike.
 
-    A first round warms up and is not counted.
+    A first round warms up and is not counted, unless a single one is asked for.
     """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
-    for repetition in range(repetitions + 1):
+    num_warm_up = 1 if repetitions > 1 else 0
+    for repetition in range(num_warm_up + repetitions):
         for name, action in actions.items():
             synchronise(device)
             started = time.perf_counter()
             action()
             synchronise(device)
-            if repetition:
+            if repetition >= num_warm_up:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 

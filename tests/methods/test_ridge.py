@@ -16,7 +16,7 @@ from methods.closed_form import Sums
 from methods.ridge import Ridge
 from models import SegmentationModel, load_model
 from tests.support.cli import write_tiny_config
-from tests.support.solved import ridge_fields, stored
+from tests.support.solved import ridge_fields, stored, train_ridge
 from tests.support.training import SEGMENTER, WORKER, tiny, train, weights
 from trainer.checkpoint import checkpoint_path, load_checkpoint
 from trainer.config import load_config
@@ -28,9 +28,7 @@ from trainer.session import Session
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a run of the method lies, in runs/ridge."""
-    folder = tmp_path_factory.mktemp("ridge")
-    train(tiny(folder, "ridge", *ridge_fields(folder)))
-    return folder
+    return train_ridge(tmp_path_factory.mktemp("ridge"))
 
 
 def test_nothing_but_the_solution_ever_changes(folder: Path) -> None:

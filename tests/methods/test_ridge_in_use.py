@@ -13,19 +13,18 @@ from methods.ridge import Ridge
 from models import load_model
 from tests.support.cli import call_main, call_tool, set_fields, write_tiny_config
 from tests.support.data import stripes, write_folder
-from tests.support.solved import ridge_fields, stored
+from tests.support.solved import ridge_fields, stored, train_ridge
 from tests.support.struck import run_ranks
 from tests.support.training import assert_equal_states, tiny, train
 from tests.tools.test_export import draw, run_onnx
+from tests.trainer.test_resume import Killed
 from trainer.checkpoint import checkpoint_path
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a run of the method lies, in runs/ridge."""
-    folder = tmp_path_factory.mktemp("ridge_in_use")
-    train(tiny(folder, "ridge", *ridge_fields(folder)))
-    return folder
+    return train_ridge(tmp_path_factory.mktemp("ridge_in_use"))
 
 
 def test_an_engineer_adds_a_class_from_a_folder_of_its_images_alone(tmp_path: Path) -> None:
@@ -62,10 +61,6 @@ def test_an_engineer_adds_a_class_from_a_folder_of_its_images_alone(tmp_path: Pa
     page = (tmp_path / "runs/grown/report.html").read_text()
     assert "fig" in page
     assert "ridge" in page
-
-
-class Killed(BaseException):
-    """A stand-in for SIGKILL within this process: nothing of ours catches it."""
 
 
 @pytest.mark.parametrize(("image", "step"), [(5, 0), (17, 1)])

@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 
+from tests.support.training import tiny, train
 from trainer.checkpoint import checkpoint_path, load_checkpoint
 
 SEEN_WHOLE = ("data.image_size=64", "evaluate.mode=whole", "evaluate.short_side=own")
@@ -24,6 +25,12 @@ def ridge_fields(folder: Path, *more: str, backbone: str = "test_resnet") -> lis
         torch.save(timm.create_model(backbone).state_dict(), path)
     stride = [] if backbone == "test_vit" else ["model.output_stride=8"]
     return ["method=ridge", f"model.pretrained={path}", *SEEN_WHOLE, *stride, *more]
+
+
+def train_ridge(folder: Path) -> Path:
+    """Leave a run of ridge in folder/runs/ridge, and return the folder."""
+    train(tiny(folder, "ridge", *ridge_fields(folder)))
+    return folder
 
 
 def stored(folder: Path, step: int, log: str = "ridge") -> dict[str, Any]:
